@@ -1,0 +1,130 @@
+//! The wire contract: what a client sends, what a job reports, and the names both sides rely on.
+//!
+//! The only module that speaks JSON to clients. `parse` reads a request strictly, `validate` turns it into a
+//! [`ValidJob`] or every fault at once; after that nobody checks a width again. Start from [`JobInput`].
+
+pub mod class;
+pub mod length;
+pub mod parse;
+pub mod progress;
+pub mod result;
+pub mod size;
+pub mod style;
+pub mod validate;
+
+use serde::{Deserialize, Serialize};
+
+/// Workflow type clients start by name.
+pub const WORKFLOW_TYPE: &str = "GenVideoWorkflow";
+/// Default task queue: workflows and the light activities.
+pub const TASK_QUEUE: &str = "generation-queue";
+/// Query that answers with a [`progress::Progress`].
+pub const QUERY_STATUS: &str = "get_status";
+/// Signal that cancels a job; takes no argument.
+pub const SIGNAL_CANCEL: &str = "cancel_generation";
+/// Signal with a Progress-like object; ignored when malformed or stale.
+pub const SIGNAL_PROGRESS: &str = "update_progress";
+
+/// What a client asks for. Optional fields that are `None` take the model manifest's default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobInput {
+    /// What to show, 1..=8192 bytes of UTF-8.
+    pub prompt: String,
+    /// Name of a style preset, `none` adds nothing.
+    pub style: String,
+    /// Where the job ends: after the image or after the video.
+    pub job_type: JobType,
+    /// Delivered width in pixels.
+    pub width: u32,
+    /// Delivered height in pixels.
+    pub height: u32,
+    /// Delivered length in seconds.
+    pub duration: f64,
+    /// A label; never a path part, never written into files.
+    pub user_id: String,
+    /// Carried to the result untouched.
+    #[serde(default)]
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// What to avoid; joined with the style's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_prompt: Option<String>,
+    /// Seed of all noise; drawn once in the workflow when missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Denoise steps of the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u32>,
+    /// Classifier-free guidance scale of the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance: Option<f64>,
+    /// Sampler of the image, for example `ddim`, `euler`, `euler_karras`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampler: Option<String>,
+    /// Text-to-image model: a manifest name or a folder under the models folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_model: Option<String>,
+    /// Image-to-video model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub video_model: Option<String>,
+    /// Delivered frames per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fps: Option<f64>,
+    /// SVD motion bucket, 1..=255.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub motion: Option<u32>,
+    /// Strength of the noise added to the conditioning image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_aug: Option<f64>,
+    /// Id (sha256) of an image blob in the store; skips image generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// LoRA files to apply, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<Lora>,
+    /// How the delivered size relates to the generated one.
+    #[serde(default)]
+    pub size_policy: SizePolicy,
+}
+
+/// A LoRA by name with its scale.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lora {
+    /// Name of the file under the models folder.
+    pub name: String,
+    /// Multiplier of its deltas.
+    pub scale: f64,
+}
+
+/// Where a job ends. Read in either case, written in upper case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum JobType {
+    /// Stop after the image.
+    Image,
+    /// Go on to the video.
+    Video,
+}
+
+/// How the delivered size relates to the generated one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SizePolicy {
+    /// Generate at the nearest size the model supports, deliver exactly what was asked.
+    #[default]
+    Fit,
+    /// Generate at exactly the asked size, or refuse.
+    Exact,
+}
+
+/// A job that passed every check that needs no machine: made by [`validate::validate`] alone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ValidJob(JobInput);
+
+impl std::ops::Deref for ValidJob {
+    type Target = JobInput;
+
+    fn deref(&self) -> &JobInput {
+        &self.0
+    }
+}

@@ -1,0 +1,17 @@
+//! The one test binary: every area is a module here.
+
+mod cli; // the command line: help, messages, exit codes, a whole job
+mod config; // where each setting comes from
+mod devserver; // the embedded Temporal server: found, shared, left
+mod engine; // noise, schedules, models, refusals
+mod goldens; // numbers of diffusers, within each tensor's tolerance
+mod hub; // models by name, manifests, the embedded pair
+mod job; // the wire contract, hostile requests, policies
+mod media; // files that players and browsers read as meant
+mod python; // a Python client of the Temporal SDK
+mod render; // one stage after the other, without Temporal
+mod replay; // recorded histories against today's workflow
+mod store; // blobs, manifests, clean-up
+mod support; // what tests share: folders, servers, jobs
+mod tidy; // layers and file rules
+mod workflow; // the workflow on a real server
