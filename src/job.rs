@@ -4,6 +4,8 @@
 //! [`ValidJob`] or every fault at once; after that nobody checks a width again. Start from [`JobInput`].
 
 pub mod class;
+pub mod fields;
+mod json;
 pub mod length;
 pub mod parse;
 pub mod progress;
@@ -57,7 +59,7 @@ pub struct JobInput {
     /// Classifier-free guidance scale of the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f64>,
-    /// Sampler of the image, for example `ddim`, `euler`, `euler_karras`.
+    /// Sampler of the image, for example `ddim`, `euler_a`, `dpmpp_2m_karras`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampler: Option<String>,
     /// Text-to-image model: a manifest name or a folder under the models folder.
@@ -84,6 +86,35 @@ pub struct JobInput {
     /// How the delivered size relates to the generated one.
     #[serde(default)]
     pub size_policy: SizePolicy,
+}
+
+impl JobInput {
+    /// A request with the required fields, everything else at its default.
+    pub fn new(prompt: impl Into<String>, job_type: JobType, user_id: impl Into<String>) -> Self {
+        Self {
+            prompt: prompt.into(),
+            style: "realistic".to_owned(),
+            job_type,
+            width: 1024,
+            height: 1024,
+            duration: 5.0,
+            user_id: user_id.into(),
+            metadata: serde_json::Map::new(),
+            negative_prompt: None,
+            seed: None,
+            steps: None,
+            guidance: None,
+            sampler: None,
+            image_model: None,
+            video_model: None,
+            fps: None,
+            motion: None,
+            noise_aug: None,
+            image: None,
+            loras: Vec::new(),
+            size_policy: SizePolicy::Fit,
+        }
+    }
 }
 
 /// A LoRA by name with its scale.
@@ -117,9 +148,19 @@ pub enum SizePolicy {
 }
 
 /// A job that passed every check that needs no machine: made by [`validate::validate`] alone.
+///
+/// Reading one from JSON validates again, so there is no other way to get one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "JobInput")]
 pub struct ValidJob(JobInput);
+
+impl TryFrom<JobInput> for ValidJob {
+    type Error = String;
+
+    fn try_from(input: JobInput) -> Result<Self, String> {
+        validate::validate(input).map_err(|faults| validate::summary(&faults))
+    }
+}
 
 impl std::ops::Deref for ValidJob {
     type Target = JobInput;

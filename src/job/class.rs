@@ -45,11 +45,11 @@ macro_rules! classes {
 }
 
 classes! {
-    /// Not one JSON object.
+    /// Not one JSON document: broken, more than one, a key given twice, a number without a finite value.
     InvalidJson "INVALID_JSON" 400 2 false;
     /// A required field is absent.
     MissingField "MISSING_FIELD" 400 2 false;
-    /// A field nobody knows, or one given twice.
+    /// A field nobody knows.
     UnknownField "UNKNOWN_FIELD" 400 2 false;
     /// A field of the wrong JSON type.
     WrongType "WRONG_TYPE" 400 2 false;

@@ -41,9 +41,9 @@ pub struct Facts {
     pub image_size: Option<[u32; 2]>,
     /// Size the video model worked at.
     pub video_size: Option<[u32; 2]>,
-    /// Frames the model made and kept.
+    /// Frames of the file that are the model's own, unchanged.
     pub native_frames: u32,
-    /// Frames made between them by motion interpolation.
+    /// Frames of the file made from the model's by motion interpolation.
     pub interpolated_frames: u32,
     /// Delivered frames per second.
     pub fps: Option<f64>,

@@ -1,1 +1,585 @@
-//! To be written.
+//! The wire contract: hostile requests get their class, good ones their defaults; policies as tables.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use genvideo::job::class::{ErrorClass, Fault};
+use genvideo::job::length::{self, FrameRate, Pace};
+use genvideo::job::size::{self, Native};
+use genvideo::job::{
+    JobInput, JobType, Lora, SizePolicy, ValidJob, fields, parse, style, validate,
+};
+use serde_json::{Value, json};
+
+fn corpus() -> PathBuf {
+    let set = std::env::var_os("GENVIDEO_CORPUS").map(PathBuf::from);
+    set.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/corpus"))
+}
+
+fn cases(category: &str) -> Vec<Value> {
+    let text = fs::read(corpus().join("manifest.json")).expect("the corpus has a manifest");
+    let manifest: Value = serde_json::from_slice(&text).expect("the manifest is JSON");
+    let cases = manifest["cases"].as_array().expect("the manifest lists cases");
+    cases.iter().filter(|case| case["category"] == category).cloned().collect()
+}
+
+fn bytes_of(case: &Value) -> Vec<u8> {
+    let file = case["file"].as_str().expect("a job case has a file");
+    let raw = fs::read(corpus().join(file)).expect("the file of a case is there");
+    if case["encoding"] != "gzip" {
+        return raw;
+    }
+    let mut bytes = Vec::new();
+    flate2::read::GzDecoder::new(&raw[..]).read_to_end(&mut bytes).expect("the case unpacks");
+    bytes
+}
+
+/// The fault of a case, if it is not what the manifest expects.
+fn judge(case: &Value, outcome: &Result<ValidJob, Vec<Fault>>) -> Option<String> {
+    let id = &case["id"];
+    let faults = match (outcome, case["expect"] == "accepted") {
+        (Ok(_), true) => return None,
+        (Ok(_), false) => return Some(format!("{id}: accepted")),
+        (Err(faults), true) => return Some(format!("{id}: {}", validate::summary(faults))),
+        (Err(faults), false) => faults,
+    };
+    let class = validate::class(faults);
+    let others = case["error_alt"].as_array().cloned().unwrap_or_default();
+    let expected = case["error"] == class.name() || others.iter().any(|alt| alt == class.name());
+    let same_retry = case["retryable"] == class.retryable();
+    let named = faults.iter().all(|fault| !fault.message.is_empty());
+    let short = validate::summary(faults).len() < 4096;
+    (!(expected && same_retry && named && short))
+        .then(|| format!("{id}: {class}, {}", validate::summary(faults)))
+}
+
+#[test]
+fn every_job_of_the_corpus_gets_its_class() {
+    let cases = cases("job");
+    assert!(cases.len() > 50, "only {} cases", cases.len());
+    let wrong: Vec<String> =
+        cases.iter().filter_map(|case| judge(case, &parse::valid(&bytes_of(case)))).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_address_of_the_corpus_is_refused_as_an_image() {
+    let wrong: Vec<String> = cases("url")
+        .iter()
+        .filter_map(|case| judge(case, &valid_with(json!({"image": case["value"]}))))
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A small good request with some members replaced or added; `null` members stay `null`.
+fn request(changes: Value) -> Vec<u8> {
+    let mut request = json!({"prompt": "a fox", "job_type": "VIDEO", "user_id": "u"});
+    for (key, value) in changes.as_object().expect("changes are an object") {
+        request[key] = value.clone();
+    }
+    serde_json::to_vec(&request).expect("a JSON value can be written")
+}
+
+fn valid_with(changes: Value) -> Result<ValidJob, Vec<Fault>> {
+    parse::valid(&request(changes))
+}
+
+/// The classes and fields of the faults, such as `OUT_OF_RANGE width`.
+fn faults(outcome: Result<ValidJob, Vec<Fault>>) -> Vec<String> {
+    let faults = outcome.err().unwrap_or_default();
+    faults.iter().map(|fault| format!("{} {}", fault.class, fault.field)).collect()
+}
+
+#[track_caller]
+fn check(changes: Value, expected: &[&str]) {
+    let shown = changes.to_string();
+    assert_eq!(faults(valid_with(changes)), expected, "{shown}");
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let job = valid_with(json!({})).unwrap();
+    assert_eq!(*job, JobInput::new("a fox", JobType::Video, "u"));
+    assert_eq!((job.style.as_str(), job.width, job.height), ("realistic", 1024, 1024));
+    assert_eq!((job.duration, job.metadata.len(), job.size_policy), (5.0, 0, SizePolicy::Fit));
+    assert_eq!((job.seed, job.steps, job.loras.len()), (None, None, 0));
+}
+
+#[test]
+fn ranges_end_where_the_contract_says() {
+    for field in ["width", "height"] {
+        let fault: &[&str] = &[&format!("OUT_OF_RANGE {field}")];
+        for (side, expected) in [
+            (62, fault),
+            (63, fault),
+            (64, &[]),
+            (854, &[]),
+            (1023, fault),
+            (2048, &[]),
+            (2049, fault),
+            (2050, fault),
+        ] {
+            check(json!({field: side}), expected);
+        }
+    }
+    let numbers = [
+        ("duration", json!(0.1), json!(60), json!(0.099), json!(60.001)),
+        ("seed", json!(0), json!(u64::MAX), json!(-1), json!(-9_000_000_000_i64)),
+        ("steps", json!(1), json!(150), json!(0), json!(151)),
+        ("guidance", json!(0), json!(30.0), json!(-0.01), json!(30.5)),
+        ("fps", json!(1), json!(60.0), json!(0.5), json!(60.1)),
+        ("motion", json!(1), json!(255), json!(0), json!(256)),
+        ("noise_aug", json!(0), json!(1.0), json!(-0.1), json!(1.1)),
+    ];
+    for (field, first, last, below, above) in numbers {
+        let fault = format!("OUT_OF_RANGE {field}");
+        check(json!({field: first}), &[]);
+        check(json!({field: last}), &[]);
+        check(json!({field: below}), &[&fault]);
+        check(json!({field: above}), &[&fault]);
+        check(json!({field: "7"}), &[&format!("WRONG_TYPE {field}")]);
+    }
+}
+
+#[test]
+fn texts_keep_their_limits() {
+    let long = |count| "é".repeat(count);
+    check(json!({"prompt": long(4096)}), &[]);
+    check(json!({"prompt": long(4097)}), &["TOO_LARGE prompt"]);
+    check(json!({"negative_prompt": ""}), &[]);
+    check(json!({"negative_prompt": "a\u{7}b"}), &["INVALID_PROMPT negative_prompt"]);
+    check(json!({"negative_prompt": long(4097)}), &["TOO_LARGE negative_prompt"]);
+    check(json!({"user_id": long(64)}), &[]);
+    check(json!({"user_id": long(65)}), &["INVALID_USER_ID user_id"]);
+    for good in ["alice@example.com", "小明", "Alice B.", "a..b", "tenant:7"] {
+        check(json!({"user_id": good}), &[]);
+    }
+    for bad in ["", "  ", ".", "...", "a\nb", "a\u{2028}b"] {
+        check(json!({"user_id": bad}), &["INVALID_USER_ID user_id"]);
+    }
+    check(json!({"sampler": "euler_karras"}), &[]);
+    check(json!({"sampler": "DPM++ 2M SDE Karras"}), &[]);
+    check(json!({"sampler": "Euler b"}), &["OUT_OF_RANGE sampler"]);
+    check(json!({"size_policy": "exact"}), &[]);
+    check(json!({"size_policy": "crop"}), &["OUT_OF_RANGE size_policy"]);
+    check(json!({"job_type": "video"}), &[]);
+    check(json!({"job_type": "IMAGES"}), &["UNKNOWN_JOB_TYPE job_type"]);
+}
+
+#[test]
+fn names_and_ids_are_looked_up_never_fetched() {
+    for model in ["genvideo-tiny-t2i", "stabilityai/sd-turbo", "/models/sd15", "模型"] {
+        check(json!({"image_model": model, "video_model": model}), &[]);
+    }
+    check(json!({"image_model": "https://host/x"}), &["URL_REFUSED image_model"]);
+    check(json!({"video_model": " "}), &["OUT_OF_RANGE video_model"]);
+    check(json!({"video_model": "a\u{0}b"}), &["OUT_OF_RANGE video_model"]);
+    check(json!({"image": "ab".repeat(32)}), &[]);
+    check(json!({"image": "abc"}), &["OUT_OF_RANGE image"]);
+    check(json!({"image": "photo.png/../x"}), &["URL_REFUSED image"]);
+    let job = valid_with(json!({"image": "AB".repeat(32)})).unwrap();
+    assert_eq!(job.image, Some("ab".repeat(32)));
+    let one = |name: &str, scale: f64| json!({"loras": [{"name": name, "scale": scale}]});
+    check(one("detail.safetensors", -4.0), &[]);
+    check(one("sub/detail", 4.0), &[]);
+    check(one("detail", 4.1), &["OUT_OF_RANGE loras[0].scale"]);
+    for name in ["../x", "/etc/passwd", "a\\b", "a//b"] {
+        check(one(name, 1.0), &["PATH_ESCAPE loras[0].name"]);
+    }
+    check(json!({"loras": vec![json!({"name": "x"}); 8]}), &[]);
+    check(json!({"loras": vec![json!({"name": "x"}); 9]}), &["OUT_OF_RANGE loras"]);
+    check(
+        json!({"loras": [{"name": "x", "weight": 1}, 7, {"scale": "1"}]}),
+        &[
+            "UNKNOWN_FIELD loras[0].weight",
+            "WRONG_TYPE loras[1]",
+            "MISSING_FIELD loras[2].name",
+            "WRONG_TYPE loras[2].scale",
+        ],
+    );
+}
+
+#[test]
+fn null_is_no_value_but_means_not_given_in_extensions() {
+    for field in ["prompt", "style", "job_type", "width", "duration", "user_id", "metadata"] {
+        check(json!({field: null}), &[&format!("WRONG_TYPE {field}")]);
+    }
+    for (field, _) in &fields::FIELDS[8..] {
+        check(json!({*field: null}), &[]);
+    }
+}
+
+#[test]
+fn all_faults_come_at_once_in_the_order_of_the_contract() {
+    let request =
+        br#"{"zoom": 2, "fps": "24", "width": 63, "prompt": "", "duration": 0, "seed": 1.5}"#;
+    assert_eq!(
+        faults(parse::valid(request)),
+        [
+            "INVALID_PROMPT prompt",
+            "MISSING_FIELD job_type",
+            "OUT_OF_RANGE width",
+            "OUT_OF_RANGE duration",
+            "MISSING_FIELD user_id",
+            "WRONG_TYPE seed",
+            "WRONG_TYPE fps",
+            "UNKNOWN_FIELD zoom",
+        ]
+    );
+}
+
+#[test]
+fn texts_that_are_not_one_json_object_are_refused() {
+    for (text, class) in [
+        ("", "INVALID_JSON"),
+        ("  ", "INVALID_JSON"),
+        ("null", "WRONG_TYPE"),
+        ("\"IMAGE\"", "WRONG_TYPE"),
+        ("7", "WRONG_TYPE"),
+        ("{,}", "INVALID_JSON"),
+        ("{\"a\":1,}", "INVALID_JSON"),
+        ("{\"a\":01}", "INVALID_JSON"),
+        ("{\"a\":+1}", "INVALID_JSON"),
+        ("{\"a\":.5}", "INVALID_JSON"),
+        ("{\"a\":1.}", "INVALID_JSON"),
+        ("{\"a\":0x10}", "INVALID_JSON"),
+        ("{\"a\":NaN}", "INVALID_JSON"),
+        ("{\"a\":nullx}", "INVALID_JSON"),
+        ("{\"a\":-1e999}", "INVALID_JSON"),
+        ("{'a':1}", "INVALID_JSON"),
+        ("{\"a\" 1}", "INVALID_JSON"),
+        ("{\"a\":\"\t\"}", "INVALID_JSON"),
+        ("{\"a\":\"\\x41\"}", "INVALID_JSON"),
+        ("{\"a\":\"\\u12\"}", "INVALID_JSON"),
+        ("{\"a\":\"\\udc00\\ud800\"}", "INVALID_JSON"),
+        ("{\"a\":{\"b\":1,\"\\u0062\":2}}", "INVALID_JSON"),
+        ("{} // ok", "INVALID_JSON"),
+        ("{} {}", "INVALID_JSON"),
+    ] {
+        let faults = parse::valid(text.as_bytes()).unwrap_err();
+        assert_eq!(validate::class(&faults).name(), class, "{text}: {faults:?}");
+    }
+}
+
+#[test]
+fn size_and_depth_are_limited_before_anything_is_built() {
+    let deep = |depth: usize| {
+        let metadata =
+            format!("{}{}", "{\"a\":".repeat(depth), "1".to_owned() + &"}".repeat(depth));
+        format!(
+            "{{\"prompt\":\"x\",\"job_type\":\"IMAGE\",\"user_id\":\"u\",\"metadata\":{metadata}}}"
+        )
+    };
+    assert!(parse::valid(deep(16).as_bytes()).is_ok());
+    assert_eq!(faults(parse::valid(deep(17).as_bytes())), ["TOO_DEEP "]);
+    let open = "[".repeat(200_000);
+    assert_eq!(faults(parse::valid(open.as_bytes())), ["TOO_DEEP "]);
+    let spaces = " ".repeat(validate::MAX_REQUEST_BYTES + 1);
+    assert_eq!(faults(parse::valid(spaces.as_bytes())), ["TOO_LARGE "]);
+    check(json!({"metadata": {"a": "x".repeat(65_536 - 8)}}), &[]);
+    check(json!({"metadata": {"a": "x".repeat(65_536 - 7)}}), &["TOO_LARGE metadata"]);
+    // A library caller has no reader in front, so the validator counts too.
+    let mut input = JobInput::new("x", JobType::Image, "u");
+    let nested = (0..16).fold(json!(1), |inner, _| json!([inner]));
+    input.metadata.insert("a".to_owned(), nested);
+    assert_eq!(faults(validate::validate(input)), ["TOO_DEEP metadata"]);
+}
+
+#[test]
+fn cut_and_damaged_requests_are_refused_or_read_but_never_panic() {
+    let request = "{\"prompt\":\"é\\ud83e\\udd8a\\n\",\"job_type\":\"IMAGE\",\"user_id\":\"u\",\
+                   \"metadata\":{\"a\":[1,-2.5e3,true,null,{}]}}"
+        .as_bytes();
+    assert!(parse::valid(request).is_ok());
+    for end in 0..request.len() {
+        let faults = parse::valid(&request[..end]).unwrap_err();
+        assert_eq!(validate::class(&faults), ErrorClass::InvalidJson, "cut at {end}");
+    }
+    for at in 0..request.len() {
+        for byte in 0..=255 {
+            let mut damaged = request.to_vec();
+            damaged[at] = byte;
+            if let Err(faults) = parse::valid(&damaged) {
+                assert_ne!(validate::class(&faults), ErrorClass::Bug);
+            }
+        }
+    }
+}
+
+#[test]
+fn many_unknown_fields_make_a_short_answer() {
+    let mut request = json!({"prompt": "x", "job_type": "IMAGE", "user_id": "u"});
+    for index in 0..5000 {
+        request[format!("field{index}")] = json!(index);
+    }
+    let faults = parse::valid(&serde_json::to_vec(&request).unwrap()).unwrap_err();
+    let text = validate::summary(&faults);
+    assert_eq!(faults.len(), 9);
+    assert!(text.ends_with("and 4992 more unknown fields"), "{text}");
+}
+
+#[test]
+fn metadata_is_carried_untouched_or_refused() {
+    let metadata = json!({
+        "big": u64::MAX, "small": i64::MIN, "float": 0.1, "tiny": 5e-324, "list": [1, 1.0, "1", null],
+        "": {"\u{0}": "\u{1f98a}"},
+    });
+    let job = valid_with(json!({"metadata": metadata})).unwrap();
+    assert_eq!(Value::Object(job.metadata.clone()), metadata);
+    let request = br#"{"prompt":"x","job_type":"IMAGE","user_id":"u",
+        "metadata":{"a":[{"id":123456789012345678901234567890}]}}"#;
+    let faults = parse::valid(request).unwrap_err();
+    assert_eq!(
+        validate::summary(&faults),
+        "`metadata`: holds the number `123456789012345678901234567890` at `metadata.a[0].id`, \
+         wanted whole numbers of at most 64 bits; send longer ones as text"
+    );
+}
+
+#[test]
+fn a_valid_job_reads_and_validates_to_itself() {
+    let full = json!({
+        "prompt": "line one\r\nline two\rthree \u{202e}", "style": "anime", "job_type": "image", "width": 854,
+        "height": 480, "duration": 7.3, "metadata": {"n": [1e15, 1e300, -0.0, 0.1]}, "negative_prompt": "\r",
+        "seed": u64::MAX, "steps": 30, "guidance": 7.1, "sampler": "ddim", "image_model": "a/b",
+        "video_model": "c", "fps": 29.97, "motion": 127, "noise_aug": 0.02, "image": "AB".repeat(32),
+        "loras": [{"name": "x", "scale": 0.7}, {"name": "y"}], "size_policy": "exact",
+    });
+    for changes in [json!({}), full] {
+        let job = valid_with(changes).unwrap();
+        let written = serde_json::to_vec(&job).unwrap();
+        assert_eq!(parse::valid(&written).as_ref(), Ok(&job));
+        assert_eq!(serde_json::from_slice::<ValidJob>(&written).unwrap(), job);
+        assert_eq!(serde_json::to_vec(&parse::valid(&written).unwrap()).unwrap(), written);
+    }
+    assert!(serde_json::from_slice::<ValidJob>(&request(json!({"width": 7}))).is_err());
+}
+
+#[test]
+fn messages_help() {
+    let check = |changes: Value, expected: &str| {
+        let faults = valid_with(changes).unwrap_err();
+        assert_eq!(validate::summary(&faults), expected);
+    };
+    check(
+        json!({"width": 513, "height": 8}),
+        "`width`: got `513`, `512` is the nearest allowed, wanted an even whole number from 64 to 2048; \
+         `height`: got `8`, wanted an even whole number from 64 to 2048",
+    );
+    check(
+        json!({"width": 512.0}),
+        "`width`: got `512.0` with a point or exponent, wanted an even whole number from 64 to 2048",
+    );
+    check(
+        json!({"duration": "5", "style": "realistc"}),
+        "`style`: got `realistc`, wanted one of `realistic`, `cinematic`, `anime`, `watercolor`, `3d`, \
+         `pixel-art`, `oil-painting`, `sketch`, `fantasy`, `none`; \
+         `duration`: got the text `5`, wanted a number of seconds from 0.1 to 60",
+    );
+    check(
+        json!({"num_inference_steps": 20, "promt": "x", "num_frames": 1}),
+        "`num_frames`: unknown field, did you mean `duration` and `fps`?; \
+         `num_inference_steps`: unknown field, did you mean `steps`?; \
+         `promt`: unknown field, did you mean `prompt`?",
+    );
+    check(
+        json!({"prompt": "a\u{0}b", "user_id": "../x\n\u{202e}"}),
+        "`prompt`: got the control character U+0000 at byte 1, wanted text of 1 to 8192 bytes; \
+         `user_id`: got `../x\\n\\u{202e}`, wanted a label of 1 to 128 bytes without `/`, `\\`, `%` \
+         or control characters",
+    );
+    check(
+        json!({"image": "https://host/x.png"}),
+        "`image`: got the address `https://host/x.png`, wanted the id of an image in the store, 64 hex digits",
+    );
+    let faults = parse::valid(b"{\"prompt\": \"x\",\n \"prompt\": \"y\"}").unwrap_err();
+    assert_eq!(
+        validate::summary(&faults),
+        "the request is not valid JSON: the key `prompt` is given twice, again at line 2 column 10"
+    );
+}
+
+#[test]
+fn classes_have_distinct_names_that_read_back() {
+    let mut names = HashSet::new();
+    for class in ErrorClass::ALL {
+        assert!(names.insert(class.name()), "{class} twice");
+        let read: ErrorClass = serde_json::from_value(json!(class.name())).unwrap();
+        assert_eq!(read, *class);
+        assert!((400..600).contains(&class.http_status()), "{class}");
+        assert!((1..=6).contains(&class.exit_code()), "{class}");
+        assert!(
+            class.exit_code() != 2 || !class.retryable(),
+            "{class}: bad input is never retried"
+        );
+    }
+}
+
+fn job(prompt: &str, style: &str, negative: Option<&str>) -> ValidJob {
+    let mut input = JobInput::new(prompt, JobType::Image, "u");
+    input.style = style.to_owned();
+    input.negative_prompt = negative.map(str::to_owned);
+    validate::validate(input).expect("the job is good")
+}
+
+#[test]
+fn styles_frame_the_prompt() {
+    for (prompt, style, expected) in [
+        ("a cat", "realistic", "a cat, realistic"),
+        ("a cat. ", "realistic", "a cat, realistic"),
+        ("一只猫。", "realistic", "一只猫，写实风格"),
+        ("猫のいる庭", "realistic", "猫のいる庭, realistic"),
+        ("...", "anime", "..., anime"),
+        ("{prompt}", "3d", "{prompt}, 3d render"),
+        (" a cat. ", "none", " a cat. "),
+    ] {
+        assert_eq!(style::apply(&job(prompt, style, None)).prompt, expected);
+    }
+    let negative = |style, own| style::apply(&job("x", style, own)).negative;
+    assert_eq!(negative("realistic", None), "");
+    assert_eq!(negative("anime", None), "photo, 3d render");
+    assert_eq!(negative("anime", Some("rain")), "rain, photo, 3d render");
+    assert_eq!(negative("none", Some("rain")), "rain");
+    let names: HashSet<&str> = style::all().iter().map(|style| style.name).collect();
+    assert_eq!(names.len(), style::all().len());
+    for style in style::all() {
+        assert_eq!(style::find(style.name), Some(style));
+        for template in [style.template, style.template_zh] {
+            assert_eq!(template.matches("{prompt}").count(), 1, "{}", style.name);
+        }
+    }
+}
+
+const TINY: Native = Native { width: 64, height: 64, multiple: 8, min: 32, max: 128 };
+const SD1: Native = Native { width: 512, height: 512, multiple: 8, min: 64, max: 2048 };
+const SDXL: Native = Native { width: 1024, height: 1024, multiple: 64, min: 512, max: 2048 };
+const SVD: Native = Native { width: 1024, height: 576, multiple: 64, min: 256, max: 1536 };
+
+#[test]
+fn sizes_keep_the_aspect_near_the_native_area() {
+    for (name, native, asked, expected) in [
+        ("square on a tiny model", TINY, (1024, 1024), (64, 64)),
+        ("wide on a tiny model", TINY, (1280, 720), (88, 48)),
+        ("tall on a tiny model", TINY, (720, 1280), (48, 88)),
+        ("as trained", SD1, (512, 512), (512, 512)),
+        ("supported and near", SD1, (768, 512), (768, 512)),
+        ("too small to draw well", SD1, (64, 64), (512, 512)),
+        ("odd multiples", SD1, (854, 480), (680, 384)),
+        ("full HD", SDXL, (1920, 1080), (1344, 768)),
+        ("portrait", SDXL, (832, 1216), (832, 1216)),
+        ("clip as trained", SVD, (1024, 576), (1024, 576)),
+        ("clip upright", SVD, (576, 1024), (576, 1024)),
+        ("banner", SD1, (2048, 64), (2048, 64)),
+        ("banner the model cannot make", TINY, (2048, 64), (128, 32)),
+        ("tower the model cannot make", SDXL, (64, 2048), (512, 2048)),
+    ] {
+        let plan = size::plan(asked, SizePolicy::Fit, native).unwrap();
+        assert_eq!((plan.generate, plan.deliver), (expected, asked), "{name}");
+    }
+}
+
+#[test]
+fn any_size_gets_a_supported_one_of_nearly_its_aspect() {
+    for native in [TINY, SD1, SDXL, SVD] {
+        for width in (64..=2048).step_by(62) {
+            for height in (64..=2048).step_by(62) {
+                let plan = size::plan((width, height), SizePolicy::Fit, native).unwrap();
+                let (wide, high) = plan.generate;
+                for side in [wide, high] {
+                    assert_eq!(side % native.multiple, 0);
+                    assert!((native.min..=native.max).contains(&side));
+                }
+                let aspect = |(width, height)| f64::from(width) / f64::from(height);
+                let error = (aspect((wide, high)) / aspect((width, height))).ln().abs();
+                let inside = wide.min(high) > native.min && wide.max(high) < native.max;
+                assert!(!inside || error < 0.1, "{width}x{height} -> {wide}x{high}");
+            }
+        }
+    }
+}
+
+#[test]
+fn exact_sizes_are_made_or_refused_with_the_nearest() {
+    let plan = size::plan((1024, 512), SizePolicy::Exact, SD1).unwrap();
+    assert_eq!(plan.generate, (1024, 512));
+    let fault = size::plan((854, 480), SizePolicy::Exact, SD1).unwrap_err();
+    assert_eq!((fault.class, fault.field.as_str()), (ErrorClass::OutOfRange, "width"));
+    assert_eq!(
+        fault.message,
+        "got `854x480`, wanted sides that are multiples of 8 from 64 to 2048 for this model, \
+         nearest is `856x480`; or leave `size_policy` at `fit`"
+    );
+    let fault = size::plan((64, 1024), SizePolicy::Exact, TINY).unwrap_err();
+    assert_eq!(fault.field, "height");
+    assert!(fault.message.contains("nearest is `64x128`"), "{}", fault.message);
+}
+
+#[test]
+fn rates_mean_what_people_write() {
+    for (fps, num, den) in [
+        (24.0, 24, 1),
+        (23.976, 24000, 1001),
+        (23.98, 24000, 1001),
+        (29.97, 30000, 1001),
+        (59.94, 60000, 1001),
+        (47.952, 48000, 1001),
+        (12.5, 25, 2),
+        (1.0, 1, 1),
+        (7.3, 73, 10),
+        (60.0, 60, 1),
+    ] {
+        assert_eq!(FrameRate::from_fps(fps), FrameRate { num, den }, "{fps}");
+    }
+}
+
+#[test]
+fn delivered_durations_are_within_half_a_frame() {
+    let pace = Pace { frames_per_run: 14, native_fps: 7.0, max_runs: 64 };
+    for fps in [1.0, 3.0, 6.0, 7.0, 8.0, 12.5, 23.976, 24.0, 25.0, 29.97, 30.0, 50.0, 59.94, 60.0] {
+        for tenth in 1..=600 {
+            let duration = f64::from(tenth) / 10.0;
+            let plan = length::plan(duration, FrameRate::from_fps(fps), &pace);
+            let off = (plan.seconds() - duration).abs() * plan.fps.fps();
+            assert!(plan.delivered >= 1 && plan.runs >= 1 && plan.kept_native >= 1);
+            assert!(off <= 0.5 + 1e-9 || plan.delivered == 1, "{duration} s at {fps}: {off}");
+        }
+    }
+}
+
+#[test]
+fn runs_are_chained_as_far_as_the_duration_needs() {
+    let svd = Pace { frames_per_run: 14, native_fps: 7.0, max_runs: 8 };
+    for (duration, fps, runs, kept, delivered) in [
+        (0.1, 24.0, 1, 2, 2),
+        (0.04, 24.0, 1, 1, 1),
+        (1.0, 24.0, 1, 8, 24),
+        (1.9, 24.0, 1, 14, 46),
+        (5.0, 24.0, 3, 36, 120),
+        (5.0, 7.0, 3, 35, 35),
+        (5.0, 3.0, 3, 34, 15),
+        (60.0, 24.0, 8, 105, 1440),
+    ] {
+        let plan = length::plan(duration, FrameRate::from_fps(fps), &svd);
+        let counts = (plan.runs, plan.kept_native, plan.delivered);
+        assert_eq!(counts, (runs, kept, delivered), "{duration} s at {fps}");
+    }
+    let slowed = length::plan(60.0, FrameRate::from_fps(24.0), &svd);
+    assert_eq!(slowed.wanted_native, 421);
+    let still = Pace { frames_per_run: 1, native_fps: 7.0, max_runs: 8 };
+    let plan = length::plan(5.0, FrameRate::from_fps(24.0), &still);
+    assert_eq!((plan.runs, plan.kept_native), (1, 1));
+}
+
+#[test]
+fn library_callers_get_faults_for_numbers_json_cannot_hold() {
+    let mut input = JobInput::new("x", JobType::Video, "u");
+    input.duration = f64::NAN;
+    input.guidance = Some(f64::INFINITY);
+    input.loras = vec![Lora { name: "x".to_owned(), scale: f64::NAN }];
+    assert_eq!(
+        faults(validate::validate(input)),
+        ["OUT_OF_RANGE duration", "OUT_OF_RANGE guidance", "OUT_OF_RANGE loras[0].scale"]
+    );
+}
