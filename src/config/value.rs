@@ -1,0 +1,71 @@
+//! Texts of settings -> values; `None` when a text is not what the setting wants.
+
+use std::time::Duration;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// One line that is not blank.
+pub(super) fn name(text: &str) -> Option<String> {
+    let text = text.trim();
+    (!text.is_empty() && !text.contains(char::is_control)).then(|| text.to_owned())
+}
+
+/// A device by its name in any case.
+pub(super) fn device(text: &str) -> Option<String> {
+    let text = text.trim().to_ascii_lowercase();
+    let known = match text.split_once(':') {
+        Some(("cuda", number)) => number.parse::<u8>().is_ok(),
+        Some(_) => false,
+        None => ["auto", "cpu", "cuda", "metal"].contains(&text.as_str()),
+    };
+    known.then_some(text)
+}
+
+/// A number type by its name in any case.
+pub(super) fn dtype(text: &str) -> Option<String> {
+    let text = text.trim().to_ascii_lowercase();
+    ["auto", "f32", "f16", "bf16"].contains(&text.as_str()).then_some(text)
+}
+
+/// `host:port`, with or without `http://` or `https://`.
+pub(super) fn address(text: &str) -> Option<String> {
+    let text = name(text)?;
+    let bare = ["http://", "https://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+    let (host, port) = bare.unwrap_or(&text).trim_end_matches('/').rsplit_once(':')?;
+    let named = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c == '/');
+    let port = port.parse::<u16>().is_ok_and(|port| port > 0);
+    (named && port).then_some(text)
+}
+
+/// `auto` or a number of threads.
+pub(super) fn threads(text: &str) -> Option<Option<usize>> {
+    match text.trim() {
+        "auto" => Some(None),
+        text => text.parse().ok().filter(|count| (1..=1024).contains(count)).map(Some),
+    }
+}
+
+/// A time of at least a second.
+pub(super) fn timeout(text: &str) -> Option<Duration> {
+    duration(text).filter(|time| (Duration::from_secs(1)..=HOUR).contains(time))
+}
+
+/// A time that may be zero.
+pub(super) fn deadline(text: &str) -> Option<Duration> {
+    duration(text).filter(|time| *time <= HOUR)
+}
+
+/// `10`, `10s`, `500ms`, `2m`, `1h`; plain numbers are seconds.
+fn duration(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let seconds = match unit.trim() {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => return None,
+    };
+    Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()
+}
