@@ -1,0 +1,301 @@
+//! Models in the diffusers layout: found in models folders and in the Hugging Face cache, described from their configs.
+//!
+//! `model_index.json` names the pipeline; the configs of the UNet and the VAE give sizes; what they do not say comes
+//! from the family. Weights are not opened here.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::manifest::{self, Manifest, VideoManifest, Written};
+use super::{Error, Model, Source, Task, read_small};
+
+/// The pipelines that can be described.
+pub(super) const CLASSES: [&str; 3] =
+    ["StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableVideoDiffusionPipeline"];
+
+/// Where the configs of a model come from.
+pub(super) trait Configs {
+    /// The text of `name`, for example `unet/config.json`; `None` when there is no such file.
+    fn read(&self, name: &str) -> Result<Option<String>, Error>;
+}
+
+impl Configs for Path {
+    fn read(&self, name: &str) -> Result<Option<String>, Error> {
+        let path = self.join(name);
+        if path.is_file() { read_small(&path).map(Some) } else { Ok(None) }
+    }
+}
+
+/// A manifest with its path.
+pub(super) type Described = (PathBuf, Written);
+
+/// The model in `folder`, with the manifest that lies in it, if one does.
+pub(super) fn describe(folder: &Path, source: Source) -> Result<Model, Error> {
+    let name = folder
+        .file_name()
+        .map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
+    describe_configs(folder, folder, &name, own_manifest(folder)?, source)
+}
+
+/// As [`describe`], from configs that need not lie in `folder` yet.
+pub(super) fn describe_configs(
+    configs: &(impl Configs + ?Sized),
+    folder: &Path,
+    name: &str,
+    described: Option<Described>,
+    source: Source,
+) -> Result<Model, Error> {
+    let index = read_json(configs, folder, "model_index.json")?;
+    let class = index.get("_class_name").and_then(Value::as_str).unwrap_or_default();
+    let unsupported = || Error::Unsupported {
+        folder: folder.to_owned(),
+        class: class.escape_debug().to_string(),
+    };
+    let task = match class {
+        "StableDiffusionPipeline" | "StableDiffusionXLPipeline" => Task::TextToImage,
+        "StableVideoDiffusionPipeline" => Task::ImageToVideo,
+        _ => return Err(unsupported()),
+    };
+    let unet = read_json(configs, folder, "unet/config.json")?;
+    let vae = read_json(configs, folder, "vae/config.json")?;
+    let defaults = defaults(name, class, &unet, &vae);
+    let (path, written) =
+        described.unwrap_or_else(|| (folder.join("model_index.json"), Written::default()));
+    if let Some(wanted) = written.task.filter(|&written| written != task) {
+        let (value, allowed) =
+            (format!("`{wanted}`"), format!("`{task}`: the folder holds a {class}"));
+        return Err(Error::OutOfRange { path, field: "task", value, allowed });
+    }
+    let name = written.name.clone().unwrap_or_else(|| name.to_owned());
+    let manifest = manifest::complete(&path, written, defaults)?;
+    Ok(Model { name, task, folder: folder.to_owned(), manifest, source })
+}
+
+/// The model called `name` in a models folder: by the name of its manifest file, of its folder, or in its manifest.
+pub(super) fn named(dir: &Path, name: &str) -> Result<Option<Model>, Error> {
+    let manifest = dir.join(format!("{name}.toml"));
+    if manifest.is_file() {
+        return of_manifest(dir, &manifest, name).map(Some);
+    }
+    let folder = dir.join(name);
+    if folder.join("model_index.json").is_file() {
+        return describe_configs(&*folder, &folder, name, own_manifest(&folder)?, Source::Folder)
+            .map(Some);
+    }
+    let mut models = in_models_dir(dir).into_iter().filter_map(|(_, model)| model.ok());
+    Ok(models.find(|model| model.name == name))
+}
+
+/// Every manifest and model folder of a models folder, by path, with its model or what is wrong with it.
+pub(super) fn in_models_dir(dir: &Path) -> Vec<(PathBuf, Result<Model, Error>)> {
+    let (mut found, mut taken) = (Vec::new(), HashSet::new());
+    let paths = sorted(dir);
+    for path in paths.iter().filter(|path| path.extension().is_some_and(|ending| ending == "toml"))
+    {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let model = of_manifest(dir, path, &stem);
+        taken
+            .insert(model.as_ref().map_or_else(|_| dir.join(&*stem), |model| model.folder.clone()));
+        found.push((path.clone(), model));
+    }
+    for path in paths.iter().filter(|path| path.is_dir()) {
+        // `<models>/<org>/<repo>` is how download tools lay models out.
+        let folders = if is_model(path) { vec![path.clone()] } else { sorted(path) };
+        let folders = folders.iter().filter(|folder| is_model(folder) && !taken.contains(*folder));
+        found.extend(folders.map(|folder| (folder.clone(), of_folder(dir, folder))));
+    }
+    found
+}
+
+/// Every supported model of the Hugging Face cache; whatever else lies there is passed over.
+pub(super) fn in_hf_cache(hf_home: &Path) -> Vec<Model> {
+    sorted(&hf_hub(hf_home))
+        .iter()
+        .filter_map(|path| path.file_name()?.to_str()?.strip_prefix("models--"))
+        .map(|repo| repo.replacen("--", "/", 1))
+        .filter_map(|name| in_hf_cache_named(hf_home, &name).ok().flatten())
+        .collect()
+}
+
+/// The model `org/repo` of the Hugging Face cache, at the revision that `main` names.
+pub(super) fn in_hf_cache_named(hf_home: &Path, name: &str) -> Result<Option<Model>, Error> {
+    let repo = hf_hub(hf_home).join(format!("models--{}", name.replace('/', "--")));
+    if !repo.is_dir() {
+        return Ok(None);
+    }
+    let Some(snapshot) = snapshot(&repo)? else { return Ok(None) };
+    let model = describe(&snapshot, Source::HfCache)?;
+    let mut manifest = model.manifest;
+    if manifest.source == UNKNOWN {
+        manifest.source = name.to_owned();
+        manifest.title = name.to_owned();
+    }
+    Ok(Some(Model { name: name.to_owned(), manifest, ..model }))
+}
+
+/// `HF_HOME/hub`, or the folder itself when it is laid out as a hub.
+pub(super) fn hf_hub(hf_home: &Path) -> PathBuf {
+    let hub = hf_home.join("hub");
+    let is_hub = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("models--"))
+    };
+    if !hub.is_dir() && sorted(hf_home).iter().any(is_hub) { hf_home.to_owned() } else { hub }
+}
+
+/// The snapshot `refs/main` names, or the only one there is.
+fn snapshot(repo: &Path) -> Result<Option<PathBuf>, Error> {
+    let main = repo.join("refs").join("main");
+    if main.is_file() {
+        let revision = read_small(&main)?.trim().to_owned();
+        let plain = revision
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
+        if !plain || !manifest::is_confined(Path::new(&revision)) {
+            return Err(Error::PathEscape { path: revision.escape_debug().to_string() });
+        }
+        let folder = repo.join("snapshots").join(revision);
+        return Ok(folder.is_dir().then_some(folder));
+    }
+    let mut snapshots = sorted(&repo.join("snapshots"));
+    Ok(if snapshots.len() == 1 { snapshots.pop() } else { None })
+}
+
+fn of_manifest(dir: &Path, path: &Path, stem: &str) -> Result<Model, Error> {
+    let written = manifest::parse(path, &read_small(path)?)?;
+    let folder = dir.join(written.folder.as_deref().unwrap_or(Path::new(stem)));
+    describe_configs(&*folder, &folder, stem, Some((path.to_owned(), written)), Source::Folder)
+}
+
+/// A folder goes by its path under the models folder, unless its own manifest names it.
+fn of_folder(dir: &Path, folder: &Path) -> Result<Model, Error> {
+    let name = folder.strip_prefix(dir).unwrap_or(folder).to_string_lossy();
+    describe_configs(folder, folder, &name, own_manifest(folder)?, Source::Folder)
+}
+
+/// The manifest `genvideo.toml` that lies in the model's folder.
+fn own_manifest(folder: &Path) -> Result<Option<Described>, Error> {
+    let path = folder.join("genvideo.toml");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let written = manifest::parse(&path, &read_small(&path)?)?;
+    Ok(Some((path, written)))
+}
+
+fn is_model(folder: &Path) -> bool {
+    folder.join("model_index.json").is_file()
+}
+
+/// Paths in a folder by name; none when it cannot be read.
+fn sorted(folder: &Path) -> Vec<PathBuf> {
+    let hidden = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+    };
+    let mut paths: Vec<PathBuf> = fs::read_dir(folder)
+        .map(|entries| {
+            entries.flatten().map(|entry| entry.path()).filter(|path| !hidden(path)).collect()
+        })
+        .unwrap_or_default();
+    paths.sort();
+    paths
+}
+
+fn read_json(configs: &(impl Configs + ?Sized), folder: &Path, name: &str) -> Result<Value, Error> {
+    let text = configs.read(name)?.ok_or_else(|| Error::NotAModel {
+        folder: folder.to_owned(),
+        reason: format!("it has no `{name}`"),
+    })?;
+    serde_json::from_str(&text)
+        .map_err(|error| Error::Malformed { path: folder.join(name), message: error.to_string() })
+}
+
+/// Licence and source of a folder that does not say.
+const UNKNOWN: &str = "unknown";
+
+/// What the configs and the family say.
+fn defaults(name: &str, class: &str, unet: &Value, vae: &Value) -> Manifest {
+    let vae_blocks = vae.get("block_out_channels").and_then(Value::as_array).map_or(4, Vec::len);
+    let unet_blocks = unet.get("down_block_types").and_then(Value::as_array).map_or(4, Vec::len);
+    let factor = power_of_two(vae_blocks);
+    let multiple = factor * power_of_two(unet_blocks);
+    let family = family(class, unet);
+    let (native_width, native_height) = native_size(class, unet, factor, multiple);
+    let (min_side, max_side) = manifest::side_range((native_width, native_height), multiple);
+    let (steps, guidance) = match class {
+        "StableVideoDiffusionPipeline" => (25, 1.0),
+        "StableDiffusionXLPipeline" => (30, 5.0),
+        _ => (30, 7.5),
+    };
+    Manifest {
+        title: name.to_owned(),
+        family: family.to_owned(),
+        licence: UNKNOWN.to_owned(),
+        source: UNKNOWN.to_owned(),
+        native_width,
+        native_height,
+        multiple,
+        min_side,
+        max_side,
+        steps,
+        guidance,
+        sampler: None,
+        negative: None,
+        memory_mb: None,
+        video: (class == "StableVideoDiffusionPipeline").then(|| video_defaults(unet)),
+    }
+}
+
+fn family(class: &str, unet: &Value) -> &'static str {
+    let width = unet.get("cross_attention_dim").and_then(Value::as_u64);
+    match (class, width) {
+        ("StableVideoDiffusionPipeline", _) => "stable-video-diffusion",
+        ("StableDiffusionXLPipeline", _) => "stable-diffusion-xl",
+        (_, Some(768)) => "stable-diffusion-1",
+        (_, Some(1024)) => "stable-diffusion-2",
+        _ => "stable-diffusion",
+    }
+}
+
+/// Stable Video Diffusion was trained at 1024x576, while its config carries the 768 of the model it grew from.
+fn native_size(class: &str, unet: &Value, factor: u32, multiple: u32) -> (u32, u32) {
+    let latent = |value: &Value| value.as_u64().and_then(|side| u32::try_from(side).ok());
+    let (width, height) = match unet.get("sample_size") {
+        Some(Value::Array(sides)) if sides.len() == 2 => (latent(&sides[1]), latent(&sides[0])),
+        Some(side) => (latent(side), latent(side)),
+        None => (None, None),
+    };
+    let pixels = |side: Option<u32>| {
+        side.unwrap_or(64).saturating_mul(factor).min(8192) / multiple * multiple
+    };
+    match (pixels(width).max(multiple), pixels(height).max(multiple)) {
+        (768, 768) if class == "StableVideoDiffusionPipeline" => (1024, 576),
+        size => size,
+    }
+}
+
+fn video_defaults(unet: &Value) -> VideoManifest {
+    let frames = unet
+        .get("num_frames")
+        .and_then(Value::as_u64)
+        .and_then(|frames| u32::try_from(frames).ok());
+    let frames = frames.unwrap_or(14);
+    VideoManifest {
+        frames,
+        model_fps: 7,
+        native_fps: 7.0,
+        motion: 127,
+        noise_aug: 0.02,
+        min_guidance: 1.0,
+        max_guidance: 3.0,
+        decode_chunk: 8.min(frames),
+        max_runs: manifest::runs_of_a_minute(frames, 7.0),
+    }
+}
+
+/// Two to the number of halvings between `blocks` levels, within reason.
+fn power_of_two(blocks: usize) -> u32 {
+    1 << blocks.saturating_sub(1).min(6)
+}
