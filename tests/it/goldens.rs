@@ -1,1 +1,87 @@
-//! To be written.
+//! Numbers of diffusers, within each tensor's tolerance.
+//!
+//! The folder is `GENVIDEO_GOLDENS`, else `tests/fixtures/goldens`; its README tells how every file was made.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+mod noise;
+mod preprocess;
+mod schedules;
+mod stable_diffusion;
+mod svd;
+mod tokens;
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
+
+/// A file or folder of the goldens.
+fn golden(path: &str) -> PathBuf {
+    let shipped = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/goldens");
+    std::env::var_os("GENVIDEO_GOLDENS").map_or_else(shipped, PathBuf::from).join(path)
+}
+
+fn json(path: &str) -> Value {
+    let path = golden(path);
+    let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice(&bytes).unwrap()
+}
+
+/// The tensors of one run, its settings and its tolerances.
+struct Run {
+    name: String,
+    settings: Value,
+    tensors: HashMap<String, Tensor>,
+    measured: Value,
+}
+
+impl Run {
+    fn open(model: &str, name: &str) -> Self {
+        let file = golden(&format!("runs/{model}/{name}.safetensors"));
+        let settings =
+            if name == "units" { Value::Null } else { json(&format!("runs/{model}/{name}.json")) };
+        Self {
+            name: format!("{model}/{name}"),
+            settings,
+            tensors: candle_core::safetensors::load(file, &Device::Cpu).unwrap(),
+            measured: json(&format!("runs/{model}/measured.json"))[name].clone(),
+        }
+    }
+
+    fn get(&self, tensor: &str) -> &Tensor {
+        self.tensors.get(tensor).unwrap_or_else(|| panic!("{} has no `{tensor}`", self.name))
+    }
+
+    /// Fails unless `got` is within the measured tolerance of `tensor`.
+    fn check(&self, tensor: &str, got: &Tensor) {
+        let tolerance = self.measured[tensor]["tol"]
+            .as_f64()
+            .unwrap_or_else(|| panic!("no tolerance for {tensor}"));
+        self.check_within(tensor, got, tolerance);
+    }
+
+    fn check_within(&self, tensor: &str, got: &Tensor, tolerance: f64) {
+        let wanted = self.get(tensor);
+        assert_eq!(got.dims(), wanted.dims(), "{} {tensor}", self.name);
+        let off = largest_difference(got, wanted);
+        assert!(
+            off <= tolerance,
+            "{} {tensor}: off by {off:.2e}, tolerance {tolerance:.2e}",
+            self.name
+        );
+    }
+}
+
+/// NaN when either holds one, which no tolerance accepts.
+fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
+    let flat = |x: &Tensor| {
+        x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()
+    };
+    let pairs = flat(a).into_iter().zip(flat(b));
+    pairs
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |worst, off| if off > worst || off.is_nan() { off } else { worst })
+}

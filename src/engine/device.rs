@@ -1,0 +1,137 @@
+//! Where a run computes, and in which number type; the only `cfg(feature)` of the crate.
+//!
+//! `auto` takes the best GPU this build can drive and falls back to the CPU, keeping the reason.
+
+use candle_core::{DType, Device};
+
+use super::{Error, Result};
+
+/// A device with the number type of the networks.
+#[derive(Clone, Debug)]
+pub struct Compute {
+    device: Device,
+    dtype: DType,
+    name: String,
+    fallback: Option<String>,
+}
+
+impl Compute {
+    /// The CPU in f32: always there.
+    pub fn cpu() -> Self {
+        Self { device: Device::Cpu, dtype: DType::F32, name: "cpu".into(), fallback: None }
+    }
+
+    /// `cpu`, `cuda:N` or `metal`.
+    pub fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    /// `f32`, `f16` or `bf16`.
+    pub fn dtype_name(&self) -> &'static str {
+        self.dtype.as_str()
+    }
+
+    /// The number type of the networks.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The candle device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Why `auto` ended on the CPU.
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
+    }
+}
+
+/// Opens `device` (`auto`, `cpu`, `cuda`, `cuda:N`, `metal`) for `dtype` (`auto`, `f32`, `f16`, `bf16`).
+pub fn open(device: &str, dtype: &str) -> Result<Compute> {
+    let (device, name, fallback) = match device {
+        "auto" => automatic(),
+        "cpu" => (Device::Cpu, "cpu".to_string(), None),
+        "metal" => (metal()?, "metal".to_string(), None),
+        other => {
+            let ordinal = cuda_ordinal(other).ok_or_else(|| Error::Request {
+                field: "device",
+                value: format!("`{other}`"),
+                wanted: "`auto`, `cpu`, `cuda`, `cuda:N` or `metal`".into(),
+            })?;
+            (cuda(ordinal)?, format!("cuda:{ordinal}"), None)
+        }
+    };
+    let dtype = number_type(dtype, &device)?;
+    Ok(Compute { device, dtype, name, fallback })
+}
+
+/// Sets how many threads the CPU paths use; the first call of the process counts.
+pub fn set_threads(threads: usize) {
+    // A second call fails because the pool exists by then: nothing to do about it.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
+}
+
+fn number_type(asked: &str, device: &Device) -> Result<DType> {
+    match (asked, device.is_cpu()) {
+        ("auto", true) | ("f32", _) => Ok(DType::F32),
+        ("auto", false) | ("f16", _) => Ok(DType::F16),
+        ("bf16", false) => Ok(DType::BF16),
+        ("bf16", true) => Err(Error::Request {
+            field: "dtype",
+            value: "`bf16`".into(),
+            wanted: "`f32` or `f16` on the cpu, which has no bf16 matrix product".into(),
+        }),
+        (other, _) => Err(Error::Request {
+            field: "dtype",
+            value: format!("`{other}`"),
+            wanted: "`auto`, `f32`, `f16` or `bf16`".into(),
+        }),
+    }
+}
+
+fn automatic() -> (Device, String, Option<String>) {
+    let mut reasons = Vec::new();
+    match cuda(0) {
+        Ok(device) => return (device, "cuda:0".into(), None),
+        Err(error) => reasons.push(error.to_string()),
+    }
+    match metal() {
+        Ok(device) => return (device, "metal".into(), None),
+        Err(error) => reasons.push(error.to_string()),
+    }
+    (Device::Cpu, "cpu".into(), Some(reasons.join("; ")))
+}
+
+fn cuda_ordinal(name: &str) -> Option<usize> {
+    match name.strip_prefix("cuda")? {
+        "" => Some(0),
+        rest => rest.strip_prefix(':')?.parse().ok(),
+    }
+}
+
+fn cuda(ordinal: usize) -> Result<Device> {
+    if cfg!(feature = "cuda") { Ok(Device::new_cuda(ordinal)?) } else { Err(not_built("cuda")) }
+}
+
+fn metal() -> Result<Device> {
+    if cfg!(feature = "metal") { Ok(Device::new_metal(0)?) } else { Err(not_built("metal")) }
+}
+
+fn not_built(feature: &'static str) -> Error {
+    Error::NoDevice { problem: format!("this build has no {feature} (`--features {feature}`)") }
+}
+
+/// Tells the allocator to keep freed memory for the next tensors. Call it once, when the process starts.
+///
+/// Tensors of many megabytes come and go in every layer; by default glibc maps and unmaps each of them, and the
+/// kernel zeroes every page again. A third of the time of a network goes there.
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: `mallopt` only sets two limits of the allocator.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_MAX, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+        libc::mallopt(libc::M_TOP_PAD, 64 << 20);
+    }
+}

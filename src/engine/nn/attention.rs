@@ -1,0 +1,158 @@
+//! Multi-head attention that never holds the full score matrix.
+//!
+//! On the CPU blocks of queries run in parallel with their scores in cache; elsewhere queries go in chunks.
+
+use candle_core::{D, DType, Tensor};
+
+use super::cpu;
+use super::linear::Linear;
+use crate::engine::Result;
+use crate::engine::weights::Weights;
+
+/// Most scores that are held at once off the CPU: 128 MiB in f16.
+const MAX_SCORES: usize = 64 << 20;
+
+/// Which keys a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mask {
+    /// All.
+    Open,
+    /// Those up to its own position.
+    Causal,
+}
+
+/// `softmax(q k^T / sqrt(d)) v` for each head: q (b, n, heads*d), k and v (b, m, heads*d) to (b, n, heads*d).
+pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> {
+    attend_by(q, k, v, heads, (mask, q.dtype()))
+}
+
+/// The same with scores in a number type of their own.
+fn attend_by(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    (mask, scores): (Mask, DType),
+) -> Result<Tensor> {
+    if cpu::takes(q) {
+        return cpu::attention::attend(
+            &q.contiguous()?,
+            &k.contiguous()?,
+            &v.contiguous()?,
+            heads,
+            mask,
+        );
+    }
+    let (batch, queries, width) = q.dims3()?;
+    let keys = k.dim(1)?;
+    let head = width / heads;
+    let split = |x: &Tensor, length: usize| -> Result<Tensor> {
+        Ok(x.reshape((batch, length, heads, head))?.transpose(1, 2)?.contiguous()?) // (b, heads, n, d)
+    };
+    // Scaled first: half precision then overflows later.
+    let q = (split(q, queries)? * (1.0 / (head as f64).sqrt()))?.to_dtype(scores)?;
+    let (k, v) =
+        (split(k, keys)?.transpose(2, 3)?.contiguous()?.to_dtype(scores)?, split(v, keys)?);
+    let rows = (MAX_SCORES / (batch * heads * keys).max(1)).clamp(1, queries);
+    let mut parts = Vec::new();
+    for start in (0..queries).step_by(rows) {
+        let length = rows.min(queries - start);
+        let scores = q.narrow(2, start, length)?.contiguous()?.matmul(&k)?; // (b, heads, rows, m)
+        let scores = match mask {
+            Mask::Open => scores,
+            Mask::Causal => scores.broadcast_add(&causal(start, length, keys, &scores)?)?,
+        };
+        // f16 sums of long rows lose digits: f32 for the softmax alone.
+        let weights =
+            candle_nn::ops::softmax_last_dim(&scores.to_dtype(DType::F32)?)?.to_dtype(v.dtype())?;
+        parts.push(weights.matmul(&v)?);
+    }
+    let y = Tensor::cat(&parts, 2)?; // (b, heads, n, d)
+    Ok(y.transpose(1, 2)?.reshape((batch, queries, width))?)
+}
+
+/// 0 where a query may look, a large negative number where not: (rows, keys).
+fn causal(start: usize, rows: usize, keys: usize, like: &Tensor) -> Result<Tensor> {
+    let mask: Vec<f32> = (start..start + rows)
+        .flat_map(|query| (0..keys).map(move |key| if key <= query { 0.0 } else { -1e4 }))
+        .collect();
+    Ok(Tensor::from_vec(mask, (rows, keys), like.device())?.to_dtype(like.dtype())?)
+}
+
+/// Widths of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionSpec {
+    /// Width of the hidden states.
+    pub width: usize,
+    /// Width of what is looked at.
+    pub context: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Width of a head.
+    pub head_width: usize,
+}
+
+/// Attention as diffusers names it: `to_q`, `to_k`, `to_v`, `to_out.0`.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+    heads: usize,
+    upcast: bool,
+}
+
+impl Attention {
+    /// Projections without bias, except the last.
+    pub fn load(weights: &Weights, spec: AttentionSpec) -> Result<Self> {
+        let inner = spec.heads * spec.head_width;
+        Ok(Self {
+            to_q: Linear::load_without_bias(&weights.pp("to_q"), spec.width, inner)?,
+            to_k: Linear::load_without_bias(&weights.pp("to_k"), spec.context, inner)?,
+            to_v: Linear::load_without_bias(&weights.pp("to_v"), spec.context, inner)?,
+            to_out: Linear::load(&weights.pp("to_out.0"), inner, spec.width)?,
+            heads: spec.heads,
+            upcast: false,
+        })
+    }
+
+    /// One head over `width`, every projection with bias, as autoencoders have it; older files call the
+    /// projections `query`, `key`, `value` and `proj_attn`.
+    pub fn load_single_head(weights: &Weights, width: usize) -> Result<Self> {
+        let old = weights.has("query.weight");
+        let names = if old {
+            ["query", "key", "value", "proj_attn"]
+        } else {
+            ["to_q", "to_k", "to_v", "to_out.0"]
+        };
+        let [to_q, to_k, to_v, to_out] =
+            names.map(|name| Linear::load(&weights.pp(name), width, width));
+        Ok(Self { to_q: to_q?, to_k: to_k?, to_v: to_v?, to_out: to_out?, heads: 1, upcast: false })
+    }
+
+    /// The same layer with scores in f32.
+    pub fn upcast(self) -> Self {
+        Self { upcast: true, ..self }
+    }
+
+    /// Looks at itself: (b, n, width).
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_context(x, x)
+    }
+
+    /// Looks at `context` (b, m, context width): (b, n, width).
+    pub fn forward_context(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let v = self.to_v.forward(context)?;
+        if context.dim(1)? == 1 {
+            // The softmax over one key is 1: every query gets the same value.
+            let y = self.to_out.forward(&v)?; // (b, 1, width)
+            let shape = (y.dim(0)?, x.dim(1)?, y.dim(D::Minus1)?);
+            return Ok(y.broadcast_as(shape)?);
+        }
+        let (q, k) = (self.to_q.forward(x)?, self.to_k.forward(context)?);
+        let scores = if self.upcast { DType::F32 } else { q.dtype() };
+        let y = attend_by(&q, &k, &v, self.heads, (Mask::Open, scores))?;
+        self.to_out.forward(&y)
+    }
+}

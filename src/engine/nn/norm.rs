@@ -1,0 +1,83 @@
+//! Normalisations. Statistics are taken in f32 whatever the number type.
+
+use candle_core::{Module, Tensor};
+
+use super::activation::silu;
+use super::cpu;
+use crate::engine::Result;
+use crate::engine::weights::Weights;
+
+/// Normalises groups of channels of (b, c, ..), over all axes after the second.
+#[derive(Clone, Debug)]
+pub struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: usize,
+    eps: f64,
+}
+
+impl GroupNorm {
+    /// `weight` and `bias` of `channels`, which `groups` divides.
+    pub fn load(weights: &Weights, groups: usize, channels: usize, eps: f64) -> Result<Self> {
+        let weight = weights.get("weight", &[channels])?.contiguous()?;
+        Ok(Self { weight, bias: weights.get("bias", &[channels])?.contiguous()?, groups, eps })
+    }
+
+    /// (b, c, ..), any number of axes.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if cpu::takes(x) {
+            return cpu::norm::group_norm(
+                &x.contiguous()?,
+                &self.cpu_spec(cpu::norm::Then::Nothing),
+            );
+        }
+        let channels = self.weight.elem_count();
+        let norm = candle_nn::GroupNorm::new(
+            self.weight.clone(),
+            self.bias.clone(),
+            channels,
+            self.groups,
+            self.eps,
+        )?;
+        Ok(norm.forward(x)?)
+    }
+
+    /// The same with SiLU behind it, in one pass on the CPU.
+    pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
+        if cpu::takes(x) {
+            return cpu::norm::group_norm(&x.contiguous()?, &self.cpu_spec(cpu::norm::Then::Silu));
+        }
+        silu(&self.forward(x)?)
+    }
+
+    fn cpu_spec(&self, then: cpu::norm::Then) -> cpu::norm::Spec<'_> {
+        cpu::norm::Spec {
+            weight: &self.weight,
+            bias: &self.bias,
+            groups: self.groups,
+            eps: self.eps,
+            then,
+        }
+    }
+}
+
+/// Normalises the last axis.
+#[derive(Clone, Debug)]
+pub struct LayerNorm(candle_nn::LayerNorm);
+
+impl LayerNorm {
+    /// `weight` and `bias` of `width`.
+    pub fn load(weights: &Weights, width: usize, eps: f64) -> Result<Self> {
+        let weight = weights.get("weight", &[width])?.contiguous()?;
+        Ok(Self(candle_nn::LayerNorm::new(
+            weight,
+            weights.get("bias", &[width])?.contiguous()?,
+            eps,
+        )))
+    }
+
+    /// (.., width).
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.0.forward(&x.contiguous()?)?)
+    }
+}
