@@ -1,1 +1,363 @@
-//! To be written.
+//! One stage of a job at a time, without Temporal: a valid job goes in, checked artifacts in the store come out.
+//!
+//! [`Renderer::plan`] decides everything that can be decided beforehand; `gen_image`, `gen_video`, `encode_video` and
+//! `publish` carry the plan out and hand each other artifact keys, never pixels. Every stage is deterministic, so that
+//! repeating one after a crash ends in the same bytes. All of it blocks: call it from threads that may. What to retry
+//! and when is the caller's business. Start from [`Renderer`].
+
+pub mod failure;
+pub mod label;
+pub mod plan;
+pub mod publish;
+
+mod check;
+mod encode_video;
+mod frames;
+mod gen_image;
+mod gen_video;
+mod models;
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine;
+use crate::hub::Library;
+use crate::job::ValidJob;
+use crate::job::class::Fault;
+use crate::job::result::JobResult;
+use crate::media;
+use crate::store::{self, BlobRef, JobKey, Store};
+
+pub use check::check_encoder;
+pub use failure::{class, hint};
+pub use plan::Plan;
+
+/// What a renderer needs to know about the machine.
+pub struct Settings {
+    /// Where artifacts go.
+    pub store: Store,
+    /// Where models come from.
+    pub library: Library,
+    /// `auto`, `cpu`, `cuda[:N]` or `metal`.
+    pub device: String,
+    /// `auto`, `f32`, `f16` or `bf16`.
+    pub dtype: String,
+    /// Compute threads; `None` takes what the machine has. Does not change results.
+    pub threads: Option<usize>,
+    /// Text-to-image model of jobs that name none; `None` takes the library's default.
+    pub image_model: Option<String>,
+    /// Image-to-video model of jobs that name none.
+    pub video_model: Option<String>,
+}
+
+/// How far a stage is: `done` of `total` units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// `load`, `encode_prompt`, `denoise`, `decode`, `interpolate`, `encode` or `publish`.
+    pub stage: &'static str,
+    /// Units done; in order within a stage.
+    pub done: u64,
+    /// Units in all.
+    pub total: u64,
+}
+
+/// Receives every [`Report`]; a break ends the stage with [`Error::Stopped`] and leaves no temporary file.
+pub type Hook<'a> = dyn FnMut(Report) -> ControlFlow<()> + 'a;
+
+/// One job with its plan: the argument of every stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    /// Names the job in the store.
+    pub job_key: JobKey,
+    /// What was asked for.
+    pub job: ValidJob,
+    /// What was decided.
+    pub plan: Plan,
+}
+
+/// Result of `gen_image`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageMade {
+    /// The picture to animate, PNG: as the model made it, or the given one at the asked size. A work object.
+    pub image: BlobRef,
+    /// The picture at the asked size, PNG with its label. A blob.
+    pub delivered: BlobRef,
+    /// Size of `delivered`.
+    pub delivered_size: (u32, u32),
+    /// What the sampler is called; `None` when an image was given.
+    pub sampler: Option<String>,
+    /// Tokens the prompt took and how many of them were cut; `None` when an image was given.
+    pub tokens: Option<(u32, u32)>,
+    /// How it was made.
+    pub work: Work,
+}
+
+/// Result of one run of `gen_video`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FramesMade {
+    /// Position in the chain, from 0.
+    pub run: u32,
+    /// All frames of the run, lossless. A work object.
+    pub frames: BlobRef,
+    /// How many.
+    pub count: u32,
+    /// The last frame, PNG: where the next run starts. A work object.
+    pub last_frame: BlobRef,
+    /// How they were made.
+    pub work: Work,
+}
+
+/// Result of `encode_video`; sizes, counts and times are those of the finished file, not of the plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VideoMade {
+    /// The mp4. A blob.
+    pub video: BlobRef,
+    /// First frame, JPEG. A blob.
+    pub poster: BlobRef,
+    /// Width and height.
+    pub size: (u32, u32),
+    /// Frames in the file.
+    pub frames: u32,
+    /// Of them, the model's own, unchanged.
+    pub native_frames: u32,
+    /// Of them, made by motion interpolation.
+    pub interpolated_frames: u32,
+    /// Frames per second.
+    pub fps: f64,
+    /// Seconds.
+    pub duration: f64,
+    /// Which encoder, and why not others.
+    pub encoder: String,
+    /// Wall-clock seconds.
+    pub seconds: BTreeMap<String, f64>,
+}
+
+/// Where and how long a stage of inference worked, and what the user should know.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Work {
+    /// `cpu`, `cuda:0`, `metal`.
+    pub device: String,
+    /// `f32`, `f16`, `bf16`.
+    pub dtype: String,
+    /// One sentence each.
+    pub notes: Vec<String>,
+    /// Wall-clock seconds by stage.
+    pub seconds: BTreeMap<String, f64>,
+}
+
+/// Everything the stages before `publish` made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Made {
+    /// Of `gen_image`.
+    pub image: ImageMade,
+    /// Of each `gen_video`, in order; empty for an image job.
+    #[serde(default)]
+    pub runs: Vec<FramesMade>,
+    /// Of `encode_video`; `None` for an image job.
+    #[serde(default)]
+    pub video: Option<VideoMade>,
+}
+
+/// What can go wrong in a stage. [`class`] and [`hint`] say what it means.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The hook asked to stop.
+    #[error("stopped on request")]
+    Stopped,
+    /// The job does not fit this machine.
+    #[error("{}", crate::job::validate::summary(.0))]
+    Refused(Vec<Fault>),
+    /// Of the engine.
+    #[error(transparent)]
+    Engine(engine::Error),
+    /// Of the media layer.
+    #[error(transparent)]
+    Media(media::Error),
+    /// Of the store.
+    #[error(transparent)]
+    Store(store::Error),
+    /// Of the model library.
+    #[error(transparent)]
+    Hub(#[from] crate::hub::Error),
+    /// The given image does not decode within the limits.
+    #[error("image `{id}`: {source}")]
+    GivenImage {
+        /// Its id.
+        id: String,
+        /// What is wrong with it.
+        source: media::Error,
+    },
+    /// A work object that is not what an earlier stage wrote.
+    #[error("frames object: {0}")]
+    Frames(String),
+    /// The job was already published with other files.
+    #[error(
+        "job {key} already has a result with other files: published {published}, now made {made}"
+    )]
+    Conflict {
+        /// The job.
+        key: String,
+        /// SHA-256 of the main file of the existing result.
+        published: String,
+        /// SHA-256 of the main file made now.
+        made: String,
+    },
+    /// An artifact an earlier stage made is not in the store any more.
+    #[error("artifact `{0}` is not in the store")]
+    Gone(String),
+    /// The plan and the stage do not fit: a fault of ours or of a hand-made order.
+    #[error("order: {0}")]
+    Order(String),
+    /// A record that does not turn into JSON or back.
+    #[error("record: {0}")]
+    Record(#[from] serde_json::Error),
+}
+
+/// Carries out jobs on one device. Cheap to clone; clones share loaded models and the device's one permit.
+#[derive(Clone)]
+pub struct Renderer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: Settings,
+    desk: models::Desk,
+}
+
+impl Renderer {
+    /// A renderer; opens no device and loads no model before the first stage that needs them.
+    pub fn new(settings: Settings) -> Self {
+        engine::device::keep_freed_memory();
+        if let Some(threads) = settings.threads {
+            engine::device::set_threads(threads);
+        }
+        Self { inner: Arc::new(Inner { settings, desk: models::Desk::default() }) }
+    }
+
+    /// The store results go to.
+    pub fn store(&self) -> &Store {
+        &self.inner.settings.store
+    }
+
+    /// The models this renderer chooses from.
+    pub fn library(&self) -> &Library {
+        &self.inner.settings.library
+    }
+
+    /// Decides models, sizes, counts and parameters of `job`, or names every reason why this machine cannot do it.
+    pub fn plan(&self, job: &ValidJob, seed: u64) -> Result<Plan, Error> {
+        plan::plan(&self.inner.settings, job, seed)
+    }
+
+    /// Makes the image, or takes the given one, natively and at the delivered size.
+    pub fn gen_image(&self, order: &Order, hook: &mut Hook<'_>) -> Result<ImageMade, Error> {
+        gen_image::gen_image(&self.inner, order, hook)
+    }
+
+    /// Animates `image`, the native image for run 0 and the last frame of the run before for every other.
+    pub fn gen_video(
+        &self,
+        order: &Order,
+        image: &BlobRef,
+        run: u32,
+        hook: &mut Hook<'_>,
+    ) -> Result<FramesMade, Error> {
+        gen_video::gen_video(&self.inner, order, image, run, hook)
+    }
+
+    /// Joins the runs, interpolates to the delivered rate and writes the mp4 and its poster.
+    pub fn encode_video(
+        &self,
+        order: &Order,
+        runs: &[FramesMade],
+        hook: &mut Hook<'_>,
+    ) -> Result<VideoMade, Error> {
+        encode_video::encode_video(&self.inner, order, runs, hook)
+    }
+
+    /// Publishes the result exactly once; an earlier attempt's result of the same files is returned as it is.
+    pub fn publish(
+        &self,
+        order: &Order,
+        made: &Made,
+        hook: &mut Hook<'_>,
+    ) -> Result<JobResult, Error> {
+        publish::publish(&self.inner, order, made, hook)
+    }
+
+    /// Removes what the job left behind: work objects, temporary files and, when it was not published, its blobs.
+    pub fn cleanup(&self, key: &JobKey) -> Result<(), Error> {
+        self.store().cleanup(key)?;
+        Ok(())
+    }
+
+    /// All stages of a job, one after the other, under a new key of its own. Leaves nothing behind when it fails.
+    pub fn render_all(
+        &self,
+        job: &ValidJob,
+        seed: u64,
+        hook: &mut Hook<'_>,
+    ) -> Result<JobResult, Error> {
+        let job_key = JobKey::of_workflow(&format!("render-{}", uuid::Uuid::now_v7()));
+        let order = Order { job_key, job: job.clone(), plan: self.plan(job, seed)? };
+        let result = self.stages(&order, hook);
+        if result.is_err()
+            && let Err(error) = self.cleanup(&order.job_key)
+        {
+            tracing::warn!(%error, key = %order.job_key, "leftovers of a failed job stay until the next sweep");
+        }
+        result
+    }
+
+    fn stages(&self, order: &Order, hook: &mut Hook<'_>) -> Result<JobResult, Error> {
+        let image = self.gen_image(order, hook)?;
+        let mut made = Made { image, runs: Vec::new(), video: None };
+        if let Some(video) = &order.plan.video {
+            let mut start = made.image.image.clone();
+            for run in 0..video.runs {
+                let frames = self.gen_video(order, &start, run, hook)?;
+                start = frames.last_frame.clone();
+                made.runs.push(frames);
+            }
+            made.video = Some(self.encode_video(order, &made.runs, hook)?);
+        }
+        self.publish(order, &made, hook)
+    }
+}
+
+impl From<engine::Error> for Error {
+    fn from(error: engine::Error) -> Self {
+        match error {
+            engine::Error::Stopped => Self::Stopped,
+            other => Self::Engine(other),
+        }
+    }
+}
+
+impl From<media::Error> for Error {
+    fn from(error: media::Error) -> Self {
+        Self::Media(error)
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// Reports, and turns a break into [`Error::Stopped`].
+fn report(hook: &mut Hook<'_>, stage: &'static str, done: u64, total: u64) -> Result<(), Error> {
+    match hook(Report { stage, done, total }) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Stopped),
+    }
+}
+
+/// Wall-clock time for a record: whole milliseconds.
+fn seconds(time: std::time::Duration) -> f64 {
+    (time.as_secs_f64() * 1e3).round() / 1e3
+}

@@ -1,0 +1,213 @@
+//! The end of a job: a receipt of everything that shaped it, and its manifest, written exactly once.
+//!
+//! The manifest is the [`JobResult`] the workflow returns. Wall-clock times stand only here and in the receipt; they
+//! differ between attempts, so an earlier attempt's manifest of the same files counts as this one's success.
+
+use serde_json::{Value, json};
+
+use super::label::{GENERATOR, SCHEMA_VERSION};
+use super::{Error, Hook, Inner, Made, Order, VideoMade, Work, encode_video, report};
+use crate::job::progress::{JobStatus, Progress, Step};
+use crate::job::result::{Asset, Assets, Facts, JobResult};
+use crate::job::style;
+use crate::store::{self, BlobRef, Store};
+
+pub(super) fn publish(
+    inner: &Inner,
+    order: &Order,
+    made: &Made,
+    hook: &mut Hook<'_>,
+) -> Result<JobResult, Error> {
+    let store = &inner.settings.store;
+    report(hook, "publish", 0, 1)?;
+    if let Some(result) = earlier(store, order, made)? {
+        return Ok(result);
+    }
+    check_present(store, made)?;
+    let facts = facts(order, made);
+    let receipt = store.put_blob(&order.job_key, &receipt(order, made, &facts)?)?;
+    let result = result(store, order, made, facts, &receipt)?;
+    report(hook, "publish", 0, 1)?;
+    let assets = &result.assets;
+    let files: Vec<&str> = [&assets.image, &assets.video, &assets.poster, &assets.receipt]
+        .into_iter()
+        .flatten()
+        .map(|asset| &*asset.sha256)
+        .collect();
+    match store.publish(&order.job_key, &serde_json::to_vec_pretty(&result)?, &files) {
+        Ok(_) => {}
+        // Another attempt was quicker since we looked.
+        Err(store::Error::Conflict { .. }) => {
+            return earlier(store, order, made)?
+                .ok_or_else(|| Error::Order("a manifest both exists and does not".to_owned()));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    if let Err(error) = store.cleanup(&order.job_key) {
+        tracing::warn!(%error, key = %order.job_key, "work objects of a finished job stay until the next sweep");
+    }
+    // The result stands, whatever the hook says now.
+    let _ = report(hook, "publish", 1, 1);
+    Ok(result)
+}
+
+/// The result of an earlier attempt: the same files are success, other files a conflict.
+fn earlier(store: &Store, order: &Order, made: &Made) -> Result<Option<JobResult>, Error> {
+    let Some(manifest) = store.manifest(&order.job_key)? else {
+        return Ok(None);
+    };
+    let result: JobResult = serde_json::from_slice(&manifest)?;
+    let hash = |asset: &Option<Asset>| asset.as_ref().map(|asset| asset.sha256.clone());
+    let (image, video) = (hash(&result.assets.image), hash(&result.assets.video));
+    let made_video = made.video.as_ref().map(|made| made.video.sha256.clone());
+    if image.as_deref() == Some(&*made.image.delivered.sha256) && video == made_video {
+        return Ok(Some(result));
+    }
+    Err(Error::Conflict {
+        key: order.job_key.to_string(),
+        published: video.or(image).unwrap_or_default(),
+        made: made_video.unwrap_or_else(|| made.image.delivered.sha256.clone()),
+    })
+}
+
+/// A manifest must never name what is not there.
+fn check_present(store: &Store, made: &Made) -> Result<(), Error> {
+    let of_video = made.video.iter().flat_map(|made| [&made.video, &made.poster]);
+    for blob in std::iter::once(&made.image.delivered).chain(of_video) {
+        if !store.has_blob(&blob.sha256)? {
+            return Err(Error::Gone(blob.sha256.clone()));
+        }
+    }
+    Ok(())
+}
+
+fn asset(store: &Store, blob: &BlobRef, media_type: &str) -> Result<Option<Asset>, Error> {
+    Ok(Some(Asset {
+        url: store.blob_url(&blob.sha256)?,
+        sha256: blob.sha256.clone(),
+        bytes: blob.bytes,
+        media_type: media_type.to_owned(),
+    }))
+}
+
+fn result(
+    store: &Store,
+    order: &Order,
+    made: &Made,
+    facts: Facts,
+    receipt: &BlobRef,
+) -> Result<JobResult, Error> {
+    let (video, poster) = match &made.video {
+        Some(made) => {
+            (asset(store, &made.video, "video/mp4")?, asset(store, &made.poster, "image/jpeg")?)
+        }
+        None => (None, None),
+    };
+    let image = asset(store, &made.image.delivered, "image/png")?;
+    let assets =
+        Assets { image, video, poster, receipt: asset(store, receipt, "application/json")? };
+    let url = |asset: &Option<Asset>| asset.as_ref().map(|asset| asset.url.clone());
+    let progress = Progress {
+        step: Step::Completed,
+        status: JobStatus::Completed,
+        percent: 100.0,
+        message: message(made),
+        error_message: None,
+        asset_url: url(&assets.video).or_else(|| url(&assets.image)),
+        estimated_completion: None,
+        image_url: url(&assets.image),
+        preview_url: None,
+        attempt: None,
+        detail: None,
+    };
+    Ok(JobResult { progress, assets, done: facts, metadata: order.job.metadata.clone() })
+}
+
+fn message(made: &Made) -> String {
+    match &made.video {
+        Some(VideoMade { size: (width, height), duration, frames, fps, .. }) => {
+            format!("video ready: {width}x{height}, {duration:.2} s, {frames} frames at {fps} fps")
+        }
+        None => {
+            format!("image ready: {}x{}", made.image.delivered_size.0, made.image.delivered_size.1)
+        }
+    }
+}
+
+fn facts(order: &Order, made: &Made) -> Facts {
+    let plan = &order.plan;
+    let video = made.video.as_ref();
+    let works: Vec<&Work> =
+        std::iter::once(&made.image.work).chain(made.runs.iter().map(|run| &run.work)).collect();
+    // A given image is not computed, so the last stage that names a device tells.
+    let computed = works.iter().rev().find(|work| !work.device.is_empty());
+    let mut notes = plan.notes.clone();
+    let mut timings = std::collections::BTreeMap::new();
+    for work in &works {
+        notes.extend(work.notes.iter().filter(|note| !plan.notes.contains(note)).cloned());
+    }
+    if let (Some(made), Some(plan)) = (video, &plan.video)
+        && made.interpolated_frames > 0
+    {
+        notes.push(format!(
+            "{} frames of the model play at {} fps: {} of the {} frames are interpolated between them",
+            plan.kept_native, made.fps, made.interpolated_frames, made.frames
+        ));
+    }
+    let seconds = works.iter().map(|work| &work.seconds).chain(video.map(|made| &made.seconds));
+    for (stage, spent) in seconds.flatten() {
+        *timings.entry(stage.clone()).or_insert(0.0) += spent;
+    }
+    let array = |(width, height): (u32, u32)| [width, height];
+    Facts {
+        seed: plan.seed,
+        delivered_size: array(video.map_or(made.image.delivered_size, |made| made.size)),
+        image_size: plan.image.as_ref().map(|plan| array(plan.size)),
+        video_size: plan.video.as_ref().map(|plan| array(plan.size)),
+        native_frames: video.map_or(0, |made| made.native_frames),
+        interpolated_frames: video.map_or(0, |made| made.interpolated_frames),
+        fps: video.map(|made| made.fps),
+        duration: video.map(|made| made.duration),
+        image_model: plan.image.as_ref().map(|plan| plan.model.clone()),
+        video_model: plan.video.as_ref().map(|plan| plan.model.clone()),
+        device: computed.map_or_else(|| "none".to_owned(), |work| work.device.clone()),
+        dtype: computed.map_or_else(|| "none".to_owned(), |work| work.dtype.clone()),
+        prompt_tokens: made.image.tokens.map(|(tokens, cut)| [tokens, cut]),
+        encoder: video.map(|made| made.encoder.clone()),
+        notes,
+        timings,
+    }
+}
+
+/// Everything that shaped the result. The user id and the client's metadata did not, and may be private.
+fn receipt(order: &Order, made: &Made, facts: &Facts) -> Result<Vec<u8>, Error> {
+    let mut request = serde_json::to_value(&order.job)?;
+    if let Some(fields) = request.as_object_mut() {
+        fields.remove("user_id");
+        fields.remove("metadata");
+    }
+    let prompts = style::apply(&order.job);
+    let encode = made
+        .video
+        .as_ref()
+        .map(|_| json!({ "threads": encode_video::ENCODER_THREADS, "crf": encode_video::CRF }));
+    let hash = |blob: &BlobRef| Value::from(blob.sha256.clone());
+    let receipt = json!({
+        "schema_version": SCHEMA_VERSION,
+        "generator": GENERATOR,
+        "job_key": order.job_key.to_string(),
+        "request": request,
+        "effective_prompt": prompts.prompt,
+        "effective_negative_prompt": super::label::negative(order, &prompts.negative),
+        "plan": order.plan,
+        "sampler": made.image.sampler,
+        "encode": encode,
+        "files": {
+            "image": hash(&made.image.delivered),
+            "video": made.video.as_ref().map(|made| hash(&made.video)),
+            "poster": made.video.as_ref().map(|made| hash(&made.poster)),
+        },
+        "done": facts,
+    });
+    Ok(serde_json::to_vec_pretty(&receipt)?)
+}
