@@ -1,1 +1,193 @@
-//! To be written.
+//! The Temporal side of a machine that does the work: workflows, activities, and a shutdown that loses nothing.
+//!
+//! Three Temporal workers share one connection: one for workflows and light activities, one for the device, one for
+//! the encoder; each has its own queue and its own number of slots. What a stage does is [`crate::render`]'s
+//! business. Start from [`run`].
+
+pub mod failure;
+pub mod heartbeat;
+pub mod workflow;
+
+mod activities;
+mod policy;
+mod progress;
+mod request;
+
+use std::future::Future;
+use std::time::Duration;
+
+use temporalio_client::Client;
+use temporalio_sdk::runtime::RuntimeOptions;
+use temporalio_sdk::runtime::worker_tuner::{FixedSizeSlotSupplier, TunerHolder, WorkerTuner};
+use temporalio_sdk::{Runtime, Worker, WorkerOptions, WorkflowRegistrationError};
+use tokio::sync::{oneshot, watch};
+
+use crate::render::Renderer;
+use activities::{DeviceActivities, EncodeActivities, LightActivities};
+use workflow::GenVideoWorkflow;
+
+/// Longest time between two heartbeats on the wire: what a cancel takes to reach a stage, and what a crash loses.
+const HEARTBEAT_THROTTLE: Duration = Duration::from_secs(1);
+/// How many workflows may be worked on at once; each is a few kilobytes.
+const WORKFLOW_SLOTS: usize = 100;
+/// How many light activities may run at once.
+const LIGHT_SLOTS: usize = 4;
+
+/// How a worker works.
+#[derive(Clone, Debug)]
+pub struct WorkerSettings {
+    /// Queue of the workflows; the other two queues are named after it.
+    pub task_queue: String,
+    /// Time without a heartbeat after which the server holds an attempt for dead; at least a second.
+    pub heartbeat_timeout: Duration,
+    /// How long a shutdown may take before [`Error::Drain`] gives up on it.
+    pub drain_deadline: Duration,
+    /// Who this is, for the server's records; `None` takes process and host.
+    pub identity: Option<String>,
+}
+
+/// Why a worker stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The SDK refused its set-up.
+    #[error("temporal worker for queue `{queue}`: {message}")]
+    Setup {
+        /// Queue of the worker.
+        queue: String,
+        /// What the SDK says.
+        message: String,
+    },
+    /// A worker ended by itself; the process should end with an error, so that its supervisor starts a new one.
+    #[error("temporal worker: {0}")]
+    Run(String),
+    /// Work went on past the drain deadline; the caller should end the process, which the server notices.
+    #[error("still at work {} s after the shutdown began", .0.as_secs_f64())]
+    Drain(Duration),
+}
+
+/// Works until `shutdown` resolves, then hands back what it has in hand and returns.
+///
+/// The workers run on a thread of their own, because the SDK's futures are tied to one; the caller's future may be
+/// spawned. At shutdown no new work is taken, every stage is stopped within one step, and its attempt goes back to
+/// the server as retryable, so that another worker, or this one restarted, goes on at once.
+pub async fn run(
+    settings: WorkerSettings,
+    client: Client,
+    renderer: Renderer,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Error> {
+    let (stop, stopped) = watch::channel(false);
+    let (sender, mut finished) = oneshot::channel();
+    let handle = tokio::runtime::Handle::current();
+    let deadline = settings.drain_deadline;
+    std::thread::Builder::new()
+        .name("temporal".to_owned())
+        .spawn(move || {
+            // Nobody listens any more once the drain deadline has passed.
+            let _ = sender.send(handle.block_on(serve(&settings, client, renderer, stopped)));
+        })
+        .map_err(|error| Error::Run(format!("no thread: {error}")))?;
+    tokio::select! {
+        ended = &mut finished => return ended.unwrap_or_else(|_| Err(panicked())),
+        () = shutdown => {}
+    }
+    stop.send_replace(true);
+    match tokio::time::timeout(deadline, finished).await {
+        Ok(ended) => ended.unwrap_or_else(|_| Err(panicked())),
+        Err(_) => Err(Error::Drain(deadline)),
+    }
+}
+
+fn panicked() -> Error {
+    Error::Run("its thread panicked".to_owned())
+}
+
+/// Runs the three workers on the current thread until they are told to stop, or one of them fails.
+async fn serve(
+    settings: &WorkerSettings,
+    client: Client,
+    renderer: Renderer,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<(), Error> {
+    let options = RuntimeOptions::builder().build().map_err(Error::Run)?;
+    let runtime =
+        Runtime::from_current_tokio(options).map_err(|error| Error::Run(error.to_string()))?;
+    let (mut light, mut device, mut encoder) = workers(settings, &runtime, &client, renderer)?;
+    let stops: [Box<dyn Fn()>; 3] = [
+        Box::new(light.shutdown_handle()),
+        Box::new(device.shutdown_handle()),
+        Box::new(encoder.shutdown_handle()),
+    ];
+    let stop = async {
+        // An error means that `run` was dropped: then the work is over too.
+        let _ = stopped.wait_for(|stop| *stop).await;
+        stops.iter().for_each(|stop| stop());
+        std::future::pending::<()>().await
+    };
+    let work = async {
+        let failed = |error: temporalio_sdk::WorkerRunError| {
+            stops.iter().for_each(|stop| stop());
+            Error::Run(failure::chain(&error))
+        };
+        let (light, device, encoder) = tokio::join!(
+            async { light.run().await.map_err(failed) },
+            async { device.run().await.map_err(failed) },
+            async { encoder.run().await.map_err(failed) },
+        );
+        light.and(device).and(encoder)
+    };
+    tokio::select! {
+        result = work => result,
+        () = stop => unreachable!("the stopping side never ends by itself"),
+    }
+}
+
+fn workers(
+    settings: &WorkerSettings,
+    runtime: &Runtime,
+    client: &Client,
+    renderer: Renderer,
+) -> Result<(Worker, Worker, Worker), Error> {
+    let queue = &settings.task_queue;
+    let heartbeat_timeout = settings.heartbeat_timeout;
+    let device = DeviceActivities { renderer: renderer.clone() };
+    let encoder = EncodeActivities { renderer: renderer.clone() };
+    let light = LightActivities { renderer, heartbeat_timeout };
+    let common = |queue: &str, slots| {
+        WorkerOptions::new(queue)
+            .tuner(tuner(slots))
+            .max_heartbeat_throttle_interval(HEARTBEAT_THROTTLE)
+            .graceful_shutdown_period(Duration::ZERO)
+            .maybe_client_identity_override(settings.identity.clone())
+    };
+    let build = |options: WorkerOptions| {
+        let queue = options.task_queue.clone();
+        Worker::new(runtime, client.clone(), options)
+            .map_err(|error| Error::Setup { queue, message: failure::chain(&error) })
+    };
+    let unregistered = |error: WorkflowRegistrationError| Error::Setup {
+        queue: queue.clone(),
+        message: failure::chain(&error),
+    };
+    Ok((
+        build(
+            common(queue, LIGHT_SLOTS)
+                .register_activities(light)
+                .register_workflow::<GenVideoWorkflow>()
+                .map_err(unregistered)?
+                .build(),
+        )?,
+        build(common(&policy::device_queue(queue), 1).register_activities(device).build())?,
+        build(common(&policy::processor_queue(queue), 1).register_activities(encoder).build())?,
+    ))
+}
+
+fn tuner(activities: usize) -> WorkerTuner {
+    TunerHolder::builder()
+        .workflow_task_slot_supplier(FixedSizeSlotSupplier::new(WORKFLOW_SLOTS))
+        .activity_task_slot_supplier(FixedSizeSlotSupplier::new(activities))
+        .local_activity_task_slot_supplier(FixedSizeSlotSupplier::new(1))
+        .nexus_task_slot_supplier(FixedSizeSlotSupplier::new(1))
+        .build()
+        .into()
+}

@@ -1,0 +1,199 @@
+//! The activities: each hands its argument to one stage of the renderer on a blocking thread.
+//!
+//! Three groups for three queues: light ones beside the workflows, those that need the device, and the encoder.
+//! Names are explicit, since running jobs and clients of other languages rely on them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use temporalio_macros::activities;
+use temporalio_sdk::activities::{ActivityContext, ActivityError};
+
+use super::failure;
+use super::heartbeat::{self, Lane};
+use crate::job::ValidJob;
+use crate::job::class::ErrorClass;
+use crate::job::result::JobResult;
+use crate::render::{FramesMade, ImageMade, Made, Order, Plan, Renderer, VideoMade};
+use crate::store::{BlobRef, JobKey};
+
+/// Argument of `validate_request`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Ask {
+    pub(crate) job: ValidJob,
+    pub(crate) seed: u64,
+}
+
+/// Result of `validate_request`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Prepared {
+    pub(crate) plan: Plan,
+    /// Heartbeat timeout of the stages to come, as this worker is set up.
+    pub(crate) heartbeat_ms: u64,
+}
+
+/// Argument of `gen_image`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ImageTask {
+    pub(crate) job: ValidJob,
+    pub(crate) plan: Plan,
+    pub(crate) lane: Lane,
+}
+
+/// Result of `gen_image`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ImageDone {
+    pub(crate) made: ImageMade,
+    /// Where the delivered picture can be seen while the job goes on.
+    pub(crate) url: Option<String>,
+}
+
+/// Argument of `gen_video`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct VideoTask {
+    pub(crate) job: ValidJob,
+    pub(crate) plan: Plan,
+    pub(crate) lane: Lane,
+    pub(crate) image: BlobRef,
+    pub(crate) run: u32,
+}
+
+/// Argument of `encode_video`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct EncodeTask {
+    pub(crate) job: ValidJob,
+    pub(crate) plan: Plan,
+    pub(crate) lane: Lane,
+    pub(crate) runs: Vec<FramesMade>,
+}
+
+/// Argument of `publish`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PublishTask {
+    pub(crate) job: ValidJob,
+    pub(crate) plan: Plan,
+    pub(crate) made: Made,
+}
+
+/// Activities that take moments, polled beside the workflows.
+pub(crate) struct LightActivities {
+    pub(crate) renderer: Renderer,
+    pub(crate) heartbeat_timeout: Duration,
+}
+
+#[activities]
+impl LightActivities {
+    #[activity(name = "validate_request")]
+    pub(crate) async fn validate_request(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        ask: Ask,
+    ) -> Result<Prepared, ActivityError> {
+        let renderer = self.renderer.clone();
+        let plan = heartbeat::plain(&ctx, move || renderer.plan(&ask.job, ask.seed)).await?;
+        let heartbeat_ms = u64::try_from(self.heartbeat_timeout.as_millis()).unwrap_or(u64::MAX);
+        Ok(Prepared { plan, heartbeat_ms })
+    }
+
+    #[activity(name = "publish")]
+    pub(crate) async fn publish(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        task: PublishTask,
+    ) -> Result<JobResult, ActivityError> {
+        let renderer = self.renderer.clone();
+        let order = order(&ctx, task.job, task.plan)?;
+        heartbeat::plain(&ctx, move || {
+            let result = renderer.publish(&order, &task.made, &mut |_| std::ops::ControlFlow::Continue(()))?;
+            // The result stands; what is left of the work is no reason to fail.
+            if let Err(error) = renderer.cleanup(&order.job_key) {
+                tracing::warn!(%error, key = %order.job_key, "work files stay until the next sweep");
+            }
+            Ok(result)
+        })
+        .await
+    }
+
+    #[activity(name = "cleanup_resources")]
+    pub(crate) async fn cleanup_resources(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+    ) -> Result<(), ActivityError> {
+        let renderer = self.renderer.clone();
+        let key = job_key(&ctx)?;
+        heartbeat::plain(&ctx, move || renderer.cleanup(&key)).await
+    }
+}
+
+/// Activities that need the device: one at a time.
+pub(crate) struct DeviceActivities {
+    pub(crate) renderer: Renderer,
+}
+
+#[activities]
+impl DeviceActivities {
+    #[activity(name = "gen_image")]
+    pub(crate) async fn gen_image(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        task: ImageTask,
+    ) -> Result<ImageDone, ActivityError> {
+        let renderer = self.renderer.clone();
+        let order = order(&ctx, task.job, task.plan)?;
+        let made = heartbeat::drive(&ctx, &task.lane, move |hook| renderer.gen_image(&order, hook))
+            .await?;
+        let url = self.renderer.store().blob_url(&made.delivered.sha256).ok();
+        Ok(ImageDone { made, url })
+    }
+
+    #[activity(name = "gen_video")]
+    pub(crate) async fn gen_video(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        task: VideoTask,
+    ) -> Result<FramesMade, ActivityError> {
+        let renderer = self.renderer.clone();
+        let order = order(&ctx, task.job, task.plan)?;
+        heartbeat::drive(&ctx, &task.lane, move |hook| {
+            renderer.gen_video(&order, &task.image, task.run, hook)
+        })
+        .await
+    }
+}
+
+/// The encoder: no device, but much of the processor.
+pub(crate) struct EncodeActivities {
+    pub(crate) renderer: Renderer,
+}
+
+#[activities]
+impl EncodeActivities {
+    #[activity(name = "encode_video")]
+    pub(crate) async fn encode_video(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        task: EncodeTask,
+    ) -> Result<VideoMade, ActivityError> {
+        let renderer = self.renderer.clone();
+        let order = order(&ctx, task.job, task.plan)?;
+        heartbeat::drive(&ctx, &task.lane, move |hook| {
+            renderer.encode_video(&order, &task.runs, hook)
+        })
+        .await
+    }
+}
+
+fn order(ctx: &ActivityContext, job: ValidJob, plan: Plan) -> Result<Order, ActivityError> {
+    Ok(Order { job_key: job_key(ctx)?, job, plan })
+}
+
+fn job_key(ctx: &ActivityContext) -> Result<JobKey, ActivityError> {
+    match &ctx.info().workflow_id {
+        Some(id) => Ok(JobKey::of_workflow(id)),
+        None => {
+            let message = "started without a workflow, so there is no job to work for".to_owned();
+            Err(ActivityError::application(failure::fatal(ErrorClass::Bug, message)))
+        }
+    }
+}

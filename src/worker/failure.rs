@@ -1,0 +1,121 @@
+//! Errors as Temporal failures: the type is the error class, the details say what is at fault.
+//!
+//! What a class means (retryable or not) is decided in [`crate::job::class`]; which class an error has, in
+//! [`crate::render::class`]. Nothing is decided here.
+
+use serde::{Deserialize, Serialize};
+use temporalio_common::error::{
+    ActivityExecutionError, ApplicationFailure, IncomingError, TimeoutType,
+};
+
+use crate::job::class::{ErrorClass, Fault};
+use crate::job::validate;
+use crate::render;
+
+/// Details of a failure of a stage.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Details {
+    /// What the user can do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// How far the job was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<f64>,
+}
+
+/// A failure as the workflow ends with it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Ended {
+    /// What kind of error.
+    pub(crate) class: ErrorClass,
+    /// One line for people.
+    pub(crate) message: String,
+    /// Faults of the request, when it was refused.
+    pub(crate) faults: Vec<Fault>,
+    /// What the user can do.
+    pub(crate) hint: Option<String>,
+}
+
+impl Ended {
+    /// A request with faults; its class is that of the first.
+    pub(crate) fn refused(faults: Vec<Fault>) -> Self {
+        let class = faults.first().map_or(ErrorClass::Bug, |fault| fault.class);
+        Self { class, message: validate::summary(&faults), faults, hint: None }
+    }
+
+    /// What a failed activity says.
+    pub(crate) fn of_activity(error: &ActivityExecutionError) -> Self {
+        let plain =
+            |class, message: String| Self { class, message, faults: Vec::new(), hint: None };
+        match error.reason() {
+            Some(IncomingError::Application(failure)) => Self {
+                class: named(failure.type_name().unwrap_or_default()),
+                message: failure.to_string(),
+                faults: failure.details::<Vec<Fault>>().ok().flatten().unwrap_or_default(),
+                hint: failure.details::<Details>().ok().flatten().and_then(|details| details.hint),
+            },
+            Some(IncomingError::Timeout(timeout)) => match timeout.timeout_type() {
+                TimeoutType::Heartbeat => {
+                    plain(ErrorClass::Poison, "the worker died at this stage each time".into())
+                }
+                kind => plain(
+                    ErrorClass::DeviceError,
+                    format!("the stage did not end in time ({kind:?})"),
+                ),
+            },
+            _ => plain(ErrorClass::Bug, error.to_string()),
+        }
+    }
+
+    /// As the workflow's failure: final, since no other run of the same request would do better.
+    pub(crate) fn into_failure(self, percent: f64) -> ApplicationFailure {
+        let builder = ApplicationFailure::builder(self.message)
+            .type_name(self.class.name().to_owned())
+            .non_retryable(!self.class.retryable());
+        if self.faults.is_empty() {
+            builder.details(Details { hint: self.hint, percent: Some(percent) }).build()
+        } else {
+            builder.details(self.faults).build()
+        }
+    }
+}
+
+/// An error of a stage as the activity's failure; `last` when it was tried often enough.
+pub(crate) fn of_render(error: &render::Error, last: bool) -> ApplicationFailure {
+    let class = render::class(error);
+    let builder = ApplicationFailure::builder(error.to_string())
+        .type_name(class.name().to_owned())
+        .non_retryable(last || !class.retryable());
+    match error {
+        render::Error::Refused(faults) => builder.details(faults.clone()).build(),
+        _ => builder.details(Details { hint: render::hint(error), percent: None }).build(),
+    }
+}
+
+/// A failure of `class` that no other attempt can mend.
+pub(crate) fn fatal(class: ErrorClass, message: String) -> ApplicationFailure {
+    ApplicationFailure::builder(message)
+        .type_name(class.name().to_owned())
+        .non_retryable(true)
+        .build()
+}
+
+/// The class with this name; a name nobody knows is a fault of ours.
+pub fn named(name: &str) -> ErrorClass {
+    ErrorClass::ALL.iter().copied().find(|class| class.name() == name).unwrap_or(ErrorClass::Bug)
+}
+
+/// An error with all its causes, as one line; the transport's debug text says nothing its causes do not.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) && !cause_text.starts_with("tonic::") {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,338 @@
+//! Between a blocking stage and Temporal: its reports become heartbeats and now and then a signal to the workflow;
+//! a cancel becomes a break of its hook.
+//!
+//! The stage runs on its own thread and only writes the latest report and reads one flag. The async side beats on a
+//! timer as well, so that a long load or one slow step does not look like a dead worker. Start from `drive`.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use temporalio_client::{RpcOptions, UntypedSignal, WorkflowSignalOptions};
+use temporalio_common::UntypedWorkflow;
+use temporalio_common::data_converters::{PayloadConverter, RawValue};
+use temporalio_sdk::activities::{ActivityContext, ActivityError};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
+
+use super::progress::{self, Band};
+use super::request::Update;
+use super::{failure, policy};
+use crate::job::SIGNAL_PROGRESS;
+use crate::job::class::ErrorClass;
+use crate::job::progress::{Detail, JobStatus, Step};
+use crate::render::{self, Hook, Report};
+
+/// Longest time between two beats.
+const BEAT: Duration = Duration::from_secs(1);
+/// Shortest time between two signals.
+const SIGNAL_GAP: Duration = Duration::from_secs(2);
+/// Longest time between two signals while something moves.
+const SIGNAL_REST: Duration = Duration::from_secs(60);
+/// Time after which a new unit of work is worth a signal of its own.
+const SIGNAL_STAGE: Duration = Duration::from_secs(10);
+/// Percent that make a signal worth its four history events: a job of a few stages stays below sixty of them.
+const SIGNAL_PERCENT: f64 = 8.0;
+
+/// Heartbeat details: how far the stage is, for watchers and for the next attempt.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Beat {
+    /// Unit of work, as in [`Detail`].
+    pub stage: String,
+    /// Units done.
+    pub done: u64,
+    /// Units in all.
+    pub total: u64,
+    /// Percent of the whole job.
+    #[serde(default)]
+    pub percent: f64,
+    /// Attempts before this one that ended without a word.
+    #[serde(default)]
+    pub deaths: u32,
+    /// Attempts before and including this one that ended with an error.
+    #[serde(default)]
+    pub errors: u32,
+    /// Set in the last beat of an attempt that ended in order.
+    #[serde(default)]
+    pub closed: bool,
+}
+
+/// Where in the job a stage is; travels in its activity's argument.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Lane {
+    /// See [`Update::ticket`].
+    pub(crate) ticket: u32,
+    /// The step clients see.
+    pub(crate) step: Step,
+    /// What it covers of the whole.
+    pub(crate) band: Band,
+    /// Beginning of its messages, for example `video, part 2 of 3`.
+    pub(crate) title: String,
+}
+
+/// Runs `work` on a blocking thread until it ends, beating all the while.
+pub(crate) async fn drive<T, W>(
+    ctx: &ActivityContext,
+    lane: &Lane,
+    work: W,
+) -> Result<T, ActivityError>
+where
+    T: Send + 'static,
+    W: FnOnce(&mut Hook<'_>) -> Result<T, render::Error> + Send + 'static,
+{
+    let first = first_beat(ctx);
+    if first.deaths >= policy::MAX_DEATHS {
+        let message =
+            format!("{} attempts at this stage ended with the worker's death", first.deaths);
+        return Err(ActivityError::application(failure::fatal(ErrorClass::Poison, message)));
+    }
+    let (sender, mut receiver) = watch::channel(Report { stage: "load", done: 0, total: 0 });
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    let mut job = tokio::task::spawn_blocking(move || {
+        work(&mut |report: Report| {
+            sender.send_replace(report);
+            if flag.load(Ordering::Relaxed) {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })
+    });
+    let mut pulse = Pulse { ctx, lane, beat: first, sent: None, signal: None };
+    pulse.tick().await;
+    let mut timer = tokio::time::interval(interval(ctx));
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut open = true;
+    loop {
+        tokio::select! {
+            done = &mut job => return pulse.end(done).await,
+            changed = receiver.changed(), if open => match changed {
+                Ok(()) => {
+                    let report = *receiver.borrow_and_update();
+                    pulse.note(report).await;
+                }
+                Err(_) => open = false,
+            },
+            () = ctx.cancelled(), if !stop.load(Ordering::Relaxed) => {
+                stop.store(true, Ordering::Relaxed);
+                // A worker that dies on its way out was not killed by the job.
+                pulse.beat.closed = true;
+                pulse.tick().await;
+            }
+            _ = timer.tick() => pulse.tick().await,
+        }
+    }
+}
+
+/// Runs a short blocking stage that reports nothing. It beats too, so that a task lost on its way to this worker is
+/// noticed soon; a cancel does not stop it.
+pub(crate) async fn plain<T, W>(ctx: &ActivityContext, work: W) -> Result<T, ActivityError>
+where
+    T: Send + 'static,
+    W: FnOnce() -> Result<T, render::Error> + Send + 'static,
+{
+    let mut job = tokio::task::spawn_blocking(work);
+    let mut timer = tokio::time::interval(interval(ctx));
+    loop {
+        tokio::select! {
+            done = &mut job => return match done {
+                Ok(Ok(value)) => Ok(value),
+                Ok(Err(error)) => Err(ActivityError::application(failure::of_render(&error, false))),
+                Err(error) => Err(broken(error)),
+            },
+            _ = timer.tick() => if let Err(error) = ctx.record_heartbeat(()).await {
+                tracing::warn!(%error, "a heartbeat was not recorded");
+            },
+        }
+    }
+}
+
+/// Beats often enough for the timeout the workflow set.
+fn interval(ctx: &ActivityContext) -> Duration {
+    let third = ctx.info().heartbeat_timeout.map_or(BEAT, |timeout| timeout / 3);
+    third.clamp(Duration::from_millis(50), BEAT)
+}
+
+/// What the attempts before this one left, counted on.
+fn first_beat(ctx: &ActivityContext) -> Beat {
+    let last: Option<Beat> = ctx.heartbeat_details().deserialize().ok().flatten();
+    count_on(last, ctx.info().attempt)
+}
+
+fn count_on(last: Option<Beat>, attempt: u32) -> Beat {
+    let Some(last) = last.filter(|_| attempt > 1) else {
+        return Beat { stage: "load".into(), ..Beat::default() };
+    };
+    let deaths = if last.closed { 0 } else { last.deaths + 1 };
+    Beat {
+        stage: "load".into(),
+        deaths,
+        errors: last.errors,
+        percent: last.percent,
+        ..Beat::default()
+    }
+}
+
+/// A thread that panicked is a fault of ours; another attempt would panic again.
+fn broken(error: JoinError) -> ActivityError {
+    let message = match error.try_into_panic() {
+        Ok(panic) => match panic.downcast_ref::<&str>() {
+            Some(text) => format!("panic: {text}"),
+            None => format!(
+                "panic: {}",
+                panic.downcast_ref::<String>().map_or("without a message", |text| text)
+            ),
+        },
+        Err(error) => format!("the stage's thread ended early: {error}"),
+    };
+    tracing::error!(message, "a stage panicked");
+    ActivityError::application(failure::fatal(ErrorClass::Bug, message))
+}
+
+/// The async side of one attempt.
+struct Pulse<'a> {
+    ctx: &'a ActivityContext,
+    lane: &'a Lane,
+    beat: Beat,
+    /// When the last signal went out, and what it said.
+    sent: Option<(Instant, String, f64)>,
+    signal: Option<JoinHandle<()>>,
+}
+
+impl Pulse<'_> {
+    /// Takes in the latest report.
+    async fn note(&mut self, report: Report) {
+        let fraction = progress::fraction(report.stage, report.done, report.total);
+        self.beat.stage.clear();
+        self.beat.stage.push_str(report.stage);
+        self.beat.done = report.done;
+        self.beat.total = report.total;
+        self.beat.percent = self.lane.band.at(fraction).max(self.beat.percent);
+        self.tick().await;
+    }
+
+    /// Beats, and signals when there is something worth it.
+    async fn tick(&mut self) {
+        if let Err(error) = self.ctx.record_heartbeat(self.beat.clone()).await {
+            tracing::warn!(%error, "a heartbeat was not recorded");
+        }
+        let idle = self.signal.as_ref().is_none_or(JoinHandle::is_finished);
+        if idle && self.is_news() {
+            self.sent = Some((Instant::now(), self.beat.stage.clone(), self.beat.percent));
+            self.signal = self.send();
+        }
+    }
+
+    fn is_news(&self) -> bool {
+        let Some((when, stage, percent)) = &self.sent else { return true };
+        let age = when.elapsed();
+        let moved = self.beat.percent - percent;
+        age >= SIGNAL_GAP && moved >= SIGNAL_PERCENT
+            || age >= SIGNAL_STAGE && *stage != self.beat.stage
+            || age >= SIGNAL_REST && moved > 0.0
+    }
+
+    /// Sends `update_progress` beside the work; whether it arrives does not matter to the stage.
+    fn send(&self) -> Option<JoinHandle<()>> {
+        let handle = self.ctx.workflow_handle::<UntypedWorkflow>()?;
+        let input = RawValue::from_value(&self.update(), &PayloadConverter::default());
+        Some(tokio::spawn(async move {
+            let options = WorkflowSignalOptions::builder()
+                .rpc_options(RpcOptions::builder().timeout(SIGNAL_GAP).build())
+                .build();
+            let signal = handle.signal(UntypedSignal::new(SIGNAL_PROGRESS), input, options);
+            // The workflow may be closed, the server away: both show in the heartbeat's own fate.
+            match tokio::time::timeout(SIGNAL_GAP, signal).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "a progress signal was not taken"),
+                Err(_) => tracing::debug!("a progress signal took too long"),
+            }
+        }))
+    }
+
+    fn update(&self) -> Update {
+        let attempt = self.ctx.info().attempt;
+        let Beat { stage, done, total, percent, .. } = &self.beat;
+        let count = if *total > 0 { format!(" {done}/{total}") } else { String::new() };
+        Update {
+            ticket: Some(self.lane.ticket),
+            step: Some(self.lane.step),
+            status: Some(if attempt > 1 { JobStatus::Retrying } else { JobStatus::Running }),
+            percent: Some(*percent),
+            message: Some(format!("{}: {}{count}", self.lane.title, spoken(stage))),
+            preview_url: None,
+            attempt: Some(attempt),
+            detail: Some(Detail { stage: stage.clone(), done: *done, total: *total }),
+        }
+    }
+
+    /// The stage is over: says so to the next attempt, and turns its outcome into the activity's.
+    async fn end<T>(
+        mut self,
+        done: Result<Result<T, render::Error>, JoinError>,
+    ) -> Result<T, ActivityError> {
+        let error = match done {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) => error,
+            Err(error) => return Err(broken(error)),
+        };
+        self.beat.closed = true;
+        let stopped = matches!(error, render::Error::Stopped);
+        if !stopped {
+            self.beat.errors += 1;
+        }
+        if let Err(error) = self.ctx.record_heartbeat(self.beat.clone()).await {
+            tracing::warn!(%error, "the last heartbeat was not recorded");
+        }
+        if stopped {
+            // While the worker shuts down the SDK reports this as a retryable hand-over, not as a cancel.
+            return Err(ActivityError::cancelled());
+        }
+        tracing::warn!(%error, stage = self.lane.title, "a stage failed");
+        Err(ActivityError::application(failure::of_render(
+            &error,
+            self.beat.errors >= policy::MAX_ERRORS,
+        )))
+    }
+}
+
+/// A unit of work in words.
+fn spoken(stage: &str) -> &str {
+    match stage {
+        "load" => "loading the model",
+        "encode_prompt" => "reading the prompt",
+        "denoise" => "denoising",
+        "decode" => "decoding",
+        "interpolate" => "interpolating",
+        "encode" => "encoding",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deaths_are_counted_and_orderly_ends_forgive_them() {
+        let beat = |deaths, closed| Some(Beat { deaths, closed, errors: 1, ..Beat::default() });
+        for (last, attempt, deaths, errors) in [
+            (None, 1, 0, 0),
+            (None, 2, 0, 0),
+            (beat(0, false), 1, 0, 0),
+            (beat(0, false), 2, 1, 1),
+            (beat(2, false), 4, 3, 1),
+            (beat(2, true), 4, 0, 1),
+        ] {
+            let first = count_on(last.clone(), attempt);
+            assert_eq!(
+                (first.deaths, first.errors),
+                (deaths, errors),
+                "{last:?} attempt {attempt}"
+            );
+        }
+    }
+}

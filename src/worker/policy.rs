@@ -1,0 +1,89 @@
+//! How long a stage may take and how often it is tried again: plain functions, no Temporal calls.
+
+use std::time::Duration;
+
+use temporalio_common::RetryPolicy;
+use temporalio_sdk::{ActivityCancellationType, ActivityOptions, WorkflowCancellationToken};
+
+use crate::job::class::ErrorClass;
+
+/// Attempts of a long stage. Hand-overs at a shutdown count as attempts too, so real errors and deaths are
+/// counted apart (see `worker/heartbeat.rs`) and this is only the backstop.
+const LONG_ATTEMPTS: u32 = 50;
+/// Attempts of a short stage.
+const SHORT_ATTEMPTS: u32 = 10;
+/// Attempts at cleaning up: a job's end must not wait long for a broken disk, and a sweep comes later anyway.
+const CLEANUP_ATTEMPTS: u32 = 3;
+/// Real errors of one stage after which it is given up.
+pub(crate) const MAX_ERRORS: u32 = 3;
+/// Attempts that ended without a word after which a job is held to be what kills its worker.
+pub(crate) const MAX_DEATHS: u32 = 3;
+
+/// Time without a heartbeat after which a short stage is tried again.
+const SHORT_SILENCE: Duration = Duration::from_secs(10);
+
+/// Queue of the stages that need the device.
+pub(crate) fn device_queue(base: &str) -> String {
+    format!("{base}-gpu")
+}
+
+/// Queue of the stages that need a processor for long.
+pub(crate) fn processor_queue(base: &str) -> String {
+    format!("{base}-cpu")
+}
+
+/// Options of a stage that answers in seconds.
+pub(crate) fn short(queue: &str, token: WorkflowCancellationToken) -> ActivityOptions {
+    ActivityOptions::with_start_to_close_timeout(Duration::from_secs(120))
+        .task_queue(queue)
+        .cancellation_token(token)
+        .heartbeat_timeout(SHORT_SILENCE)
+        .cancellation_type(ActivityCancellationType::WaitCancellationCompleted)
+        .retry_policy(retry(SHORT_ATTEMPTS))
+        .build()
+}
+
+/// Options of the clean-up, which no cancel stops.
+pub(crate) fn cleanup(queue: &str) -> ActivityOptions {
+    ActivityOptions::with_start_to_close_timeout(Duration::from_secs(60))
+        .task_queue(queue)
+        .cancellation_token(WorkflowCancellationToken::new())
+        .heartbeat_timeout(SHORT_SILENCE)
+        .retry_policy(retry(CLEANUP_ATTEMPTS))
+        .build()
+}
+
+/// Options of a stage that heartbeats; the workflow waits until its thread has really stopped.
+pub(crate) fn long(
+    queue: String,
+    token: WorkflowCancellationToken,
+    limit: Duration,
+    heartbeat: Duration,
+) -> ActivityOptions {
+    ActivityOptions::with_start_to_close_timeout(limit)
+        .task_queue(queue)
+        .cancellation_token(token)
+        .heartbeat_timeout(heartbeat)
+        .cancellation_type(ActivityCancellationType::WaitCancellationCompleted)
+        .retry_policy(retry(LONG_ATTEMPTS))
+        .build()
+}
+
+fn retry(attempts: u32) -> RetryPolicy {
+    let final_classes =
+        ErrorClass::ALL.iter().filter(|class| !class.retryable()).map(|class| class.name());
+    RetryPolicy::builder()
+        .initial_interval(Duration::from_secs(1))
+        .backoff_coefficient(2.0)
+        .maximum_interval(Duration::from_secs(60))
+        .maximum_attempts(attempts)
+        .non_retryable_error_types(final_classes.chain(["PayloadsTooLarge"]))
+        .build()
+}
+
+/// The longest a stage may take: a slow processor with a large model stays far below it, a hung device does not.
+pub(crate) fn limit(steps: u32, frames: u32, size: (u32, u32)) -> Duration {
+    let megapixels = f64::from(size.0) * f64::from(size.1) / 1e6;
+    let seconds = 900.0 + 300.0 * f64::from(steps) * f64::from(frames.max(1)) * megapixels;
+    Duration::from_secs_f64(seconds.clamp(900.0, 86_400.0))
+}

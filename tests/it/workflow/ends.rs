@@ -1,0 +1,146 @@
+//! Jobs that run to their end: results, errors, and what a shutdown in the middle does to them.
+
+use genvideo::client::Outcome;
+use genvideo::job::class::ErrorClass;
+use genvideo::job::progress::{JobStatus, Progress, Step};
+use serde_json::json;
+
+use crate::support::{Lab, job};
+
+/// Percent rises and the end is exactly 100.
+fn assert_rising(seen: &[Progress]) {
+    for pair in seen.windows(2) {
+        assert!(pair[0].percent <= pair[1].percent, "percent fell: {pair:?}");
+    }
+    assert_eq!(seen.last().map(|last| last.percent), Some(100.0));
+    for progress in seen {
+        assert_eq!(progress.error_message, None, "{progress:?}");
+        assert_eq!(
+            progress.asset_url.is_some(),
+            progress.status == JobStatus::Completed,
+            "{progress:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_video_job_ends_with_its_files_and_nothing_else() {
+    let mut lab = Lab::working("video").await;
+    let id = lab.submit(&job("VIDEO", json!({"duration": 3.0}))).await;
+    let mut seen = Vec::new();
+    let outcome =
+        lab.jobs.watch(&id, &mut |progress| seen.push(progress)).await.expect("an outcome");
+    let Outcome::Completed(result) = outcome else { panic!("want a result, got {outcome:?}") };
+    assert_rising(&seen);
+    assert_eq!(
+        (result.progress.step, result.progress.status),
+        (Step::Completed, JobStatus::Completed)
+    );
+    assert_eq!(result.metadata, json!({"order": 1}).as_object().expect("an object").clone());
+    assert_eq!(result.done.seed, 7);
+    let video = result.assets.video.as_ref().expect("a video");
+    assert_eq!(result.progress.asset_url.as_ref(), Some(&video.url));
+    for asset in
+        [&result.assets.image, &result.assets.video, &result.assets.poster, &result.assets.receipt]
+    {
+        let asset = asset.as_ref().expect("every file of a video job");
+        let path = asset.url.strip_prefix("file://").expect("a local address");
+        assert_eq!(std::fs::metadata(path).expect("the file").len(), asset.bytes, "{asset:?}");
+    }
+    lab.assert_tidy();
+    assert_eq!(lab.query(&id, vec![]).await, result.progress, "the query after the end");
+    lab.replay(&id, "video").await;
+    lab.stop().await;
+    assert_eq!(
+        lab.jobs.status(&id).await.expect("a status"),
+        result.progress,
+        "the status without a worker"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_job_stops_after_the_image() {
+    let mut lab = Lab::working("image").await;
+    let mut input = job("image", json!({}));
+    input.as_object_mut().expect("an object").remove("seed");
+    let id = lab.submit(&input).await;
+    let result = lab.result(&id).await;
+    let image = result.assets.image.as_ref().expect("an image");
+    assert_eq!(result.progress.asset_url.as_ref(), Some(&image.url));
+    assert_eq!(result.assets.video, None);
+    assert!(result.done.seed <= u64::from(u32::MAX), "a drawn seed fits every client's numbers");
+    lab.assert_tidy();
+    lab.replay(&id, "image").await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_longer_video_is_a_chain_of_runs() {
+    let mut lab = Lab::working("chain").await;
+    let id = lab.submit(&job("VIDEO", json!({"duration": 7.0, "fps": 8.0}))).await;
+    let result = lab.result(&id).await;
+    let duration = result.done.duration.expect("a duration");
+    assert!((duration - 7.0).abs() <= 0.5 / 8.0, "{duration}");
+    let history = lab.jobs.history_json(&id).await.expect("a history");
+    let runs = String::from_utf8_lossy(&history).matches(r#""name":"gen_video""#).count();
+    assert!(runs >= 2, "{runs} runs");
+    lab.assert_tidy();
+    lab.replay(&id, "chain").await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_this_machine_cannot_do_fails_with_its_class() {
+    let mut lab = Lab::working("refused").await;
+    let id = lab.submit(&job("IMAGE", json!({"image_model": "no-such-model"}))).await;
+    let Outcome::Failed { class, message, .. } = lab.outcome(&id).await else {
+        panic!("want a failure")
+    };
+    assert_eq!(class, ErrorClass::UnknownModel);
+    assert!(message.contains("no-such-model"), "{message}");
+    let progress = lab.query(&id, vec![]).await;
+    assert_eq!((progress.step, progress.status), (Step::Failed, JobStatus::Failed));
+    assert_eq!(progress.error_message.as_ref(), Some(&message));
+    assert_eq!(lab.jobs.status(&id).await.expect("a status").error_message, Some(message));
+    lab.assert_empty();
+    lab.replay(&id, "unknown-model").await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_hands_the_stage_to_the_next_worker() {
+    let mut lab = Lab::working("shutdown").await;
+    let id = lab.submit(&job("VIDEO", json!({"steps": 100, "duration": 8.0}))).await;
+    lab.reach(&id, "denoising", |progress| is_at(progress, "denoise")).await;
+    lab.stop().await;
+    let waiting = lab.jobs.status(&id).await.expect("a status");
+    assert!(
+        matches!(waiting.status, JobStatus::Retrying | JobStatus::Pending | JobStatus::Running),
+        "a shutdown is no cancel and no failure: {waiting:?}"
+    );
+    lab.start();
+    let result = lab.result(&id).await;
+    assert_eq!(result.progress.percent, 100.0);
+    lab.assert_tidy();
+    lab.replay(&id, "shutdown").await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_that_comes_again_ends_the_job_with_its_class() {
+    let mut lab = Lab::working("unwritable").await;
+    std::fs::remove_dir_all(lab.store.join("work")).expect("the folder is there");
+    std::fs::write(lab.store.join("work"), "in the way").expect("a file in its place");
+    let id = lab.submit(&job("IMAGE", json!({}))).await;
+    let Outcome::Failed { class, message, .. } = lab.outcome(&id).await else {
+        panic!("want a failure")
+    };
+    assert_eq!(class, ErrorClass::OutputUnwritable, "{message}");
+    assert!(message.contains("work"), "{message}");
+    lab.replay(&id, "unwritable").await;
+    lab.stop().await;
+}
+
+fn is_at(progress: &Progress, stage: &str) -> bool {
+    progress.detail.as_ref().is_some_and(|detail| detail.stage == stage && detail.done > 0)
+}
