@@ -1,2 +1,7 @@
-//! Entry point: parse, run, turn an error into one line, its hint and an exit code.
-fn main() {}
+//! Entry point: everything is in `cli`; what it could not do becomes one line, a hint and an exit code there.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    genvideo::cli::main(std::env::args_os())
+}

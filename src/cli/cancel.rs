@@ -1,0 +1,80 @@
+//! `genvideo cancel`: stop one job, wherever it is, and wait until nothing of it is left.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::display::state;
+use super::failure::{Failure, exit};
+use super::output::Output;
+use super::session::Session;
+use crate::client::Outcome;
+use crate::config::Config;
+use crate::job::progress::JobStatus;
+
+/// How long a worker may take to stop the job and clean up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Flags of `cancel`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// The job
+    #[arg(value_name = "ID")]
+    id: String,
+    /// Do not wait for the job to end
+    #[arg(long)]
+    no_wait: bool,
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    id: &'a str,
+    status: Option<JobStatus>,
+}
+
+/// Cancels the job.
+pub(crate) async fn cancel(
+    args: Args,
+    config: &Config,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let session = Session::open(config).await?;
+    let ended = stop(&session, &args).await;
+    session.close().await;
+    let status = ended?;
+    output.object(&Answer { id: &args.id, status });
+    output.line(&match status {
+        Some(status) => format!("{}  {}", state(status), args.id),
+        None => format!("asked to stop  {}", args.id),
+    });
+    Ok(())
+}
+
+/// Asks the job to stop; its final status when it was waited for.
+async fn stop(session: &Session, args: &Args) -> Result<Option<JobStatus>, Failure> {
+    let id = &args.id;
+    let before = session.jobs.status(id).await?.status;
+    if matches!(before, JobStatus::Completed | JobStatus::Failed | JobStatus::Cancelled) {
+        let message = format!("job `{id}` has already ended: {}", state(before));
+        return Err(Failure::new(exit::FAILED, "ALREADY_ENDED", message));
+    }
+    session.jobs.cancel(id).await?;
+    if args.no_wait {
+        return Ok(None);
+    }
+    match tokio::time::timeout(PATIENCE, session.jobs.watch(id, &mut |_| ())).await {
+        Ok(outcome) => Ok(Some(match outcome? {
+            Outcome::Completed(_) => JobStatus::Completed,
+            Outcome::Failed { .. } => JobStatus::Failed,
+            Outcome::Cancelled(_) => JobStatus::Cancelled,
+        })),
+        Err(_) => {
+            let message = format!(
+                "job `{id}` was asked to stop, but did not within {} s",
+                PATIENCE.as_secs()
+            );
+            Err(Failure::new(exit::FAILED, "NOT_STOPPED", message)
+                .hint("a worker must be there to stop it; `genvideo up` starts one"))
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! A finished job's files, copied from the store to where the user wants them, under names that tell what they are.
+//!
+//! The name is the prompt's words and the first digits of the job key. A name in use is never written over: the whole
+//! set takes the next free number.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::failure::Failure;
+use crate::job::class::ErrorClass;
+use crate::job::result::{Asset, Assets};
+use crate::store::{JobKey, Store};
+
+/// Longest slug in characters; four bytes each stay under the 255 bytes of a file name.
+const SLUG_CHARACTERS: usize = 48;
+
+/// Where the files of a job are.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Delivered {
+    /// The image.
+    pub(crate) image: Option<PathBuf>,
+    /// The video.
+    pub(crate) video: Option<PathBuf>,
+    /// The receipt.
+    pub(crate) receipt: Option<PathBuf>,
+}
+
+impl Delivered {
+    /// Every path, in the order they are printed.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.image, &self.video, &self.receipt].into_iter().flatten()
+    }
+}
+
+/// Makes `out` if need be and checks that a file can be written there: before hours of work, not after. Returns its
+/// whole path.
+pub(crate) fn prepare(out: &Path) -> Result<PathBuf, Failure> {
+    let check = || {
+        fs::create_dir_all(out)?;
+        tempfile::Builder::new().prefix(".genvideo-").tempfile_in(out)?;
+        fs::canonicalize(out)
+    };
+    check().map_err(|error| unwritable(out, &error))
+}
+
+/// What a receipt says about the job, as far as names go.
+#[derive(Deserialize)]
+struct Receipt {
+    job_key: JobKey,
+    request: Request,
+}
+
+#[derive(Deserialize)]
+struct Request {
+    prompt: String,
+}
+
+/// What the files of a job are called after: its prompt, for people, and its key, which tells it from others.
+fn stem(store: &Store, assets: &Assets) -> Option<String> {
+    let receipt = store.get_blob(&assets.receipt.as_ref()?.sha256).ok()?;
+    let receipt: Receipt = serde_json::from_slice(&receipt).ok()?;
+    let key = receipt.job_key.to_string();
+    Some(format!("{}-{}", slug(&receipt.request.prompt), key.get(..8).unwrap_or(&key)))
+}
+
+/// Copies the files of a job into `out`.
+pub(crate) fn copy(store: &Store, out: &Path, assets: &Assets) -> Result<Delivered, Failure> {
+    let out = prepare(out)?;
+    // Without a receipt the copy below fails anyway, and says why.
+    let stem = stem(store, assets).unwrap_or_else(|| "genvideo".to_owned());
+    let wanted =
+        [(&assets.image, "png"), (&assets.video, "mp4"), (&assets.receipt, "receipt.json")];
+    let wanted: Vec<(&Asset, &str)> = wanted
+        .into_iter()
+        .filter_map(|(asset, end)| asset.as_ref().map(|asset| (asset, end)))
+        .collect();
+    let ends: Vec<&str> = wanted.iter().map(|(_, end)| *end).collect();
+    let mut claimed = claim(&out, &stem, &ends).map_err(|error| unwritable(&out, &error))?;
+    for ((asset, _), (path, file)) in wanted.iter().zip(&mut claimed) {
+        if let Err(failure) = fill(store, asset, path, file) {
+            for (path, _) in &claimed {
+                let _ = fs::remove_file(path);
+            }
+            return Err(failure);
+        }
+    }
+    let path_of = |end: &str| {
+        let index = ends.iter().position(|name| *name == end)?;
+        Some(claimed[index].0.clone())
+    };
+    Ok(Delivered { image: path_of("png"), video: path_of("mp4"), receipt: path_of("receipt.json") })
+}
+
+fn fill(store: &Store, asset: &Asset, path: &Path, file: &mut File) -> Result<(), Failure> {
+    let source = store.blob_path(&asset.sha256)?;
+    let mut source = File::open(&source).map_err(|error| {
+        Failure::of(
+            ErrorClass::OutputUnwritable,
+            format!("the store does not hold `{}`: {error}", asset.sha256),
+        )
+        .hint(format!(
+            "the worker that made it keeps another store; it says the file is at {}",
+            asset.url
+        ))
+    })?;
+    io::copy(&mut source, file)
+        .and_then(|_| file.sync_all())
+        .map_err(|error| unwritable(path, &error))
+}
+
+/// Creates `stem.END` for every end, or `stem-2.END`, `stem-3.END`… when one of them exists.
+fn claim(out: &Path, stem: &str, ends: &[&str]) -> io::Result<Vec<(PathBuf, File)>> {
+    let mut number = 1_u32;
+    loop {
+        let stem = if number == 1 { stem.to_owned() } else { format!("{stem}-{number}") };
+        let mut claimed = Vec::new();
+        let refused = ends.iter().find_map(|end| {
+            let path = out.join(format!("{stem}.{end}"));
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(file) => {
+                    claimed.push((path, file));
+                    None
+                }
+                Err(error) => Some(error),
+            }
+        });
+        let Some(error) = refused else { return Ok(claimed) };
+        for (path, _) in &claimed {
+            let _ = fs::remove_file(path);
+        }
+        if error.kind() != io::ErrorKind::AlreadyExists {
+            return Err(error);
+        }
+        number += 1;
+    }
+}
+
+/// The prompt as part of a file name: letters and digits of any script, all else one dash.
+fn slug(prompt: &str) -> String {
+    let mut slug = String::new();
+    let mut length = 0;
+    for letter in prompt.chars() {
+        if length == SLUG_CHARACTERS {
+            break;
+        }
+        let kept = if letter.is_alphanumeric() { letter } else { '-' };
+        if kept == '-' && (slug.is_empty() || slug.ends_with('-')) {
+            continue;
+        }
+        slug.extend(kept.to_lowercase());
+        length += 1;
+    }
+    let slug = slug.trim_end_matches('-');
+    if slug.is_empty() { "genvideo".to_owned() } else { slug.to_owned() }
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> Failure {
+    Failure::of(ErrorClass::OutputUnwritable, format!("cannot write `{}`: {error}", path.display()))
+        .hint("choose another folder with `--out DIR`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{claim, slug};
+
+    #[test]
+    fn a_prompt_becomes_a_name_one_can_read() {
+        let cases = [
+            ("a cute kitten playing in a garden", "a-cute-kitten-playing-in-a-garden"),
+            ("一只可爱的小猫在花园里玩耍", "一只可爱的小猫在花园里玩耍"),
+            ("Ünïcode, Straße & CO.", "ünïcode-straße-co"),
+            ("../../etc/passwd", "etc-passwd"),
+            ("🎉🎉", "genvideo"),
+            ("a\u{202e}b\nc\td", "a-b-c-d"),
+        ];
+        for (prompt, wanted) in cases {
+            assert_eq!(slug(prompt), wanted, "{prompt:?}");
+        }
+        assert!(slug(&"长".repeat(4000)).len() < 200);
+    }
+
+    #[test]
+    fn a_taken_name_moves_the_whole_set_on() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.mp4"), "mine").unwrap();
+        let names = |claimed: Vec<(std::path::PathBuf, _)>| {
+            let name =
+                |path: &std::path::Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+            claimed.iter().map(|(path, _)| name(path)).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names(claim(folder.path(), "a", &["png", "mp4"]).unwrap()),
+            ["a-2.png", "a-2.mp4"]
+        );
+        assert_eq!(
+            names(claim(folder.path(), "a", &["png", "mp4"]).unwrap()),
+            ["a-3.png", "a-3.mp4"]
+        );
+        assert!(!folder.path().join("a.png").exists());
+        assert_eq!(std::fs::read_to_string(folder.path().join("a.mp4")).unwrap(), "mine");
+    }
+}

@@ -1,0 +1,225 @@
+//! The flags that describe a job, and the request they become.
+//!
+//! Only what was typed is sent: every default belongs to the job types and the model manifests.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde_json::{Map, Value, json};
+
+use super::failure::{Failure, faults};
+use crate::job::class::ErrorClass;
+use crate::job::{self, ValidJob};
+use crate::store::Store;
+
+/// Largest input image, in bytes.
+const IMAGE_BYTES: u64 = 32 << 20;
+
+/// Where the job ends.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Job {
+    Image,
+    Video,
+}
+
+/// How the delivered size relates to the generated one.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum SizePolicy {
+    Fit,
+    Exact,
+}
+
+/// The job itself.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Job")]
+pub(crate) struct JobFlags {
+    /// What to show; `-` reads it from standard input
+    #[arg(value_name = "PROMPT", required = true, num_args = 1.., help_heading = None)]
+    prompt: Vec<String>,
+    /// Where the job ends
+    #[arg(long, value_enum, default_value_t = Job::Video)]
+    job: Job,
+    /// Style preset; `none` adds nothing [default: realistic]
+    #[arg(long, value_name = "NAME")]
+    style: Option<String>,
+    /// What to avoid
+    #[arg(long, value_name = "TEXT")]
+    negative: Option<String>,
+    /// Delivered size in pixels, even sides of 64 to 2048 [default: 1024x1024]
+    #[arg(long, value_name = "WxH", value_parser = parse_size)]
+    size: Option<(u32, u32)>,
+    /// Generate near that size and deliver it, or make it exactly or refuse [default: fit]
+    #[arg(long, value_enum)]
+    size_policy: Option<SizePolicy>,
+    /// Length of the video in seconds, 0.1 to 60 [default: 5]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    duration: Option<f64>,
+    /// Frames per second of the video [default: 24]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    fps: Option<f64>,
+    /// Seed of all noise; drawn and reported when missing
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Denoise steps of the image
+    #[arg(long, value_name = "N")]
+    steps: Option<u32>,
+    /// Guidance scale of the image
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    guidance: Option<f64>,
+    /// Sampler of the image, for example euler_a or dpmpp_2m_karras
+    #[arg(long, value_name = "NAME")]
+    sampler: Option<String>,
+    /// Start from this picture instead of making one: a PNG, JPEG or WebP file
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// How much the video moves, 1 to 255
+    #[arg(long, value_name = "N")]
+    motion: Option<u32>,
+    /// Noise added to the picture the video starts from
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    noise_aug: Option<f64>,
+    /// Text-to-image model: a name or a folder
+    #[arg(long, value_name = "MODEL")]
+    image_model: Option<String>,
+    /// Image-to-video model: a name or a folder
+    #[arg(long, value_name = "MODEL")]
+    video_model: Option<String>,
+    /// Whose job it is; a label, never written into files [default: $USER]
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+}
+
+/// A request that passed every check this side can make.
+pub(crate) struct Request {
+    /// The JSON that goes to the server.
+    pub(crate) bytes: Vec<u8>,
+    /// The same, parsed.
+    pub(crate) job: ValidJob,
+}
+
+impl JobFlags {
+    /// The request; a picture is put into the store on the way.
+    pub(crate) fn request(&self, store: &Store) -> Result<Request, Failure> {
+        let mut fields = self.fields()?;
+        // First without the picture, so that a typing error costs no upload.
+        valid(&fields)?;
+        if let Some(path) = &self.image {
+            fields.insert("image".to_owned(), json!(import(store, path)?));
+        }
+        let job = valid(&fields)?;
+        let bytes = serde_json::to_vec(&fields).expect("a map of JSON values serialises");
+        Ok(Request { bytes, job })
+    }
+
+    fn fields(&self) -> Result<Map<String, Value>, Failure> {
+        let mut fields = Map::new();
+        let mut set = |name: &str, value: Value| {
+            if !value.is_null() {
+                fields.insert(name.to_owned(), value);
+            }
+        };
+        set("prompt", json!(self.prompt_text()?));
+        set(
+            "job_type",
+            json!(match self.job {
+                Job::Image => "IMAGE",
+                Job::Video => "VIDEO",
+            }),
+        );
+        set("user_id", json!(self.user.clone().unwrap_or_else(default_user)));
+        set("style", json!(self.style));
+        set("negative_prompt", json!(self.negative));
+        set("width", json!(self.size.map(|size| size.0)));
+        set("height", json!(self.size.map(|size| size.1)));
+        set(
+            "size_policy",
+            json!(self.size_policy.map(|policy| match policy {
+                SizePolicy::Fit => "fit",
+                SizePolicy::Exact => "exact",
+            })),
+        );
+        set("duration", number("duration", self.duration)?);
+        set("fps", number("fps", self.fps)?);
+        set("seed", json!(self.seed));
+        set("steps", json!(self.steps));
+        set("guidance", number("guidance", self.guidance)?);
+        set("sampler", json!(self.sampler));
+        set("motion", json!(self.motion));
+        set("noise_aug", number("noise-aug", self.noise_aug)?);
+        set("image_model", json!(self.image_model.as_deref().map(model)));
+        set("video_model", json!(self.video_model.as_deref().map(model)));
+        Ok(fields)
+    }
+
+    fn prompt_text(&self) -> Result<String, Failure> {
+        if self.prompt != ["-"] {
+            return Ok(self.prompt.join(" "));
+        }
+        let mut text = String::new();
+        // One byte over the limit is enough for the fault to be named.
+        std::io::stdin().take(64 << 10).read_to_string(&mut text).map_err(|error| {
+            Failure::usage(format!("the prompt on standard input is not text: {error}"))
+        })?;
+        Ok(text.trim_end_matches(['\n', '\r']).to_owned())
+    }
+}
+
+/// A model by its name, or by a folder near where the user is, which means nothing to a worker elsewhere.
+fn model(name: &str) -> String {
+    let folder = Path::new(name);
+    let whole =
+        folder.join("model_index.json").is_file().then(|| folder.canonicalize().ok()).flatten();
+    whole.and_then(|whole| whole.to_str().map(str::to_owned)).unwrap_or_else(|| name.to_owned())
+}
+
+fn valid(fields: &Map<String, Value>) -> Result<ValidJob, Failure> {
+    let bytes = serde_json::to_vec(fields).expect("a map of JSON values serialises");
+    job::parse::valid(&bytes).map_err(|all| faults(&all))
+}
+
+/// `inf` and `nan` are numbers to the command line but not to JSON.
+fn number(flag: &str, value: Option<f64>) -> Result<Value, Failure> {
+    match value {
+        Some(value) if !value.is_finite() => {
+            Err(Failure::usage(format!("`--{flag} {value}` is not a finite number")))
+        }
+        value => Ok(json!(value)),
+    }
+}
+
+fn default_user() -> String {
+    let named = std::env::var("USER").or_else(|_| std::env::var("USERNAME"));
+    let plain = |letter: char| {
+        let refused = letter.is_control() || matches!(letter, '/' | '\\' | '%');
+        if refused { '-' } else { letter }
+    };
+    let named: String = named.unwrap_or_default().chars().take(32).map(plain).collect();
+    if named.trim().is_empty() { "local".to_owned() } else { named }
+}
+
+/// Puts the picture into the store. What is in it is for the worker to judge; here only what needs no decoder.
+fn import(store: &Store, path: &Path) -> Result<String, Failure> {
+    let unreadable = |error: std::io::Error| {
+        Failure::usage(format!("cannot read `{}`: {error}", path.display()))
+            .hint("`--image` takes a picture file")
+    };
+    let length = std::fs::metadata(path).map_err(unreadable)?.len();
+    if length > IMAGE_BYTES {
+        let message =
+            format!("`{}` has {length} bytes, at most {IMAGE_BYTES} are allowed", path.display());
+        return Err(Failure::of(ErrorClass::ImageTooLarge, message));
+    }
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    if bytes.is_empty() {
+        return Err(Failure::of(ErrorClass::EmptyFile, format!("`{}` is empty", path.display())));
+    }
+    Ok(store.import_blob(&bytes)?.sha256)
+}
+
+fn parse_size(text: &str) -> Result<(u32, u32), String> {
+    let sides = text.split_once(['x', 'X', '×']).and_then(|(width, height)| {
+        Some((width.trim().parse().ok()?, height.trim().parse().ok()?))
+    });
+    sides.ok_or_else(|| "wanted WIDTHxHEIGHT, for example 1024x576".to_owned())
+}

@@ -1,0 +1,209 @@
+//! The Temporal server a command talks to, and the worker it may run in the same process.
+//!
+//! An address that was given is used; without one the embedded dev server of the data folder is joined, or started.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::failure::Failure;
+use super::output;
+use super::signals::Signals;
+use crate::client::{Jobs, Target};
+use crate::config::{Config, Origin};
+use crate::devserver::{self, DevServer};
+use crate::hub::{Library, Places};
+use crate::render::{Renderer, Settings};
+use crate::store::Store;
+use crate::worker::{self, WorkerSettings};
+
+/// Port of the embedded server when nobody else has it: the one Temporal clients try by themselves.
+const PORT: u16 = 7233;
+
+/// Age after which no job can need what it left: longer than any job may take.
+const LEFT_BEHIND: Duration = Duration::from_secs(8 * 86_400);
+
+/// A server that answers.
+pub(crate) struct Session {
+    /// Where it is.
+    pub(crate) target: Target,
+    /// The handle of everything a client does.
+    pub(crate) jobs: Jobs,
+    embedded: Option<DevServer>,
+}
+
+impl Session {
+    /// Connects to the given server, or to the embedded one.
+    pub(crate) async fn open(config: &Config) -> Result<Self, Failure> {
+        match &config.temporal_address {
+            Some(address) => Self::given(config, address).await,
+            None => Self::embedded(config).await,
+        }
+    }
+
+    /// The same, but a server that does not answer gives way to the embedded one unless a flag names it.
+    pub(crate) async fn open_anyhow(config: &Config) -> Result<Self, Failure> {
+        let typed = config.origins().iter().any(|setting| {
+            setting.key == "temporal_address" && matches!(setting.origin, Origin::Flag(_))
+        });
+        match Self::open(config).await {
+            Err(failure) if config.temporal_address.is_some() && !typed => {
+                output::note(&format!("{}; using the embedded server", failure.message));
+                Self::embedded(config).await
+            }
+            opened => opened,
+        }
+    }
+
+    /// Connects to a server that runs: the given one, the embedded one, or the one where Temporal clients look by
+    /// themselves.
+    pub(crate) async fn open_running(config: &Config) -> Result<Self, Failure> {
+        if config.temporal_address.is_none() && devserver::is_running(&config.data_dir).is_some() {
+            return Self::embedded(config).await;
+        }
+        let usual = format!("127.0.0.1:{PORT}");
+        Self::given(config, config.temporal_address.as_deref().unwrap_or(&usual)).await
+    }
+
+    async fn given(config: &Config, address: &str) -> Result<Self, Failure> {
+        let target = Target { address: address.to_owned(), namespace: config.namespace.clone() };
+        let jobs = Jobs::connect(&target).await?;
+        Ok(Self { target, jobs, embedded: None })
+    }
+
+    async fn embedded(config: &Config) -> Result<Self, Failure> {
+        let program = devserver::find(config.temporal_cli.as_deref(), &config.cache_dir)?;
+        let server = DevServer::join_or_start(&config.data_dir, &program, Some(PORT)).await?;
+        // The dev server has this one, whatever the environment says about another server.
+        let namespace = "default".to_owned();
+        let target = Target { address: server.address().to_owned(), namespace };
+        match Jobs::connect(&target).await {
+            Ok(jobs) => Ok(Self { target, jobs, embedded: Some(server) }),
+            Err(error) => {
+                leave(server).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Whether the server is ours and ends with its last user.
+    pub(crate) fn is_embedded(&self) -> bool {
+        self.embedded.is_some()
+    }
+
+    /// Address of the Web UI, where we know it.
+    pub(crate) fn ui_url(&self) -> Option<String> {
+        self.embedded.as_ref().map(|server| server.ui_url().to_owned())
+    }
+
+    /// Runs a worker beside `job` and stops it when `job` is done.
+    pub(crate) async fn with_worker<T>(
+        &self,
+        config: &Config,
+        renderer: Renderer,
+        job: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        sweep(&renderer);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let until_done = async {
+            // A sender that is gone means stop as well.
+            let _ = stopped.await;
+        };
+        let worker = worker::run(worker_settings(config), self.jobs.client(), renderer, until_done);
+        tokio::pin!(worker, job);
+        tokio::select! {
+            done = &mut job => {
+                let _ = stop.send(());
+                if let Err(error) = worker.await {
+                    tracing::warn!(%error, "the worker ended badly");
+                }
+                done
+            }
+            ended = &mut worker => {
+                ended?;
+                Err(Failure::of(crate::job::class::ErrorClass::Bug, "the worker ended before its job"))
+            }
+        }
+    }
+
+    /// Serves jobs until the first signal.
+    pub(crate) async fn serve(
+        &self,
+        config: &Config,
+        renderer: Renderer,
+        signals: &Signals,
+    ) -> Result<(), Failure> {
+        sweep(&renderer);
+        let mut signals = signals.clone();
+        let until_signal = async move {
+            signals.first().await;
+            output::note("stopping; once more to leave at once");
+        };
+        Ok(worker::run(worker_settings(config), self.jobs.client(), renderer, until_signal).await?)
+    }
+
+    /// Lets go of the server; the embedded one ends when nobody else uses it.
+    pub(crate) async fn close(self) {
+        if let Some(server) = self.embedded {
+            leave(server).await;
+        }
+    }
+}
+
+/// Removes, beside the work, what jobs of long ago left in the store.
+fn sweep(renderer: &Renderer) {
+    let store = renderer.store().clone();
+    tokio::task::spawn_blocking(move || match store.sweep(LEFT_BEHIND) {
+        Ok(swept) => tracing::debug!(?swept, "swept the store"),
+        Err(error) => tracing::warn!(%error, "the store was not swept"),
+    });
+}
+
+async fn leave(server: DevServer) {
+    if let Err(error) = server.leave().await {
+        tracing::warn!(%error, "the embedded Temporal server did not end well");
+    }
+}
+
+fn worker_settings(config: &Config) -> WorkerSettings {
+    WorkerSettings {
+        task_queue: config.task_queue.clone(),
+        heartbeat_timeout: config.heartbeat_timeout,
+        drain_deadline: config.drain_deadline,
+        identity: None,
+    }
+}
+
+/// The store of the data folder.
+pub(crate) fn store(config: &Config) -> Result<Store, Failure> {
+    Ok(Store::open(&store_folder(config))?)
+}
+
+/// Where that store is.
+pub(crate) fn store_folder(config: &Config) -> PathBuf {
+    config.data_dir.join("store")
+}
+
+/// The models of this machine.
+pub(crate) fn library(config: &Config) -> Library {
+    Library::open(Places {
+        models_dirs: config.models_dirs.clone(),
+        cache_dir: config.cache_dir.clone(),
+        hf_home: config.hf_home.clone(),
+    })
+}
+
+/// What makes pictures: the store, the models and the device of the configuration.
+pub(crate) fn renderer(config: &Config, store: Store) -> Renderer {
+    Renderer::new(Settings {
+        store,
+        library: library(config),
+        device: config.device.clone(),
+        dtype: config.dtype.clone(),
+        threads: config.threads,
+        image_model: config.image_model.clone(),
+        video_model: config.video_model.clone(),
+    })
+}

@@ -1,0 +1,59 @@
+//! Ctrl-C, SIGTERM and a closed terminal: the first one asks, the second one ends the process.
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::failure::{Failure, exit};
+use super::output;
+use crate::job::class::ErrorClass;
+
+/// What the user or the system said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// Ctrl-C.
+    Interrupt,
+    /// SIGTERM, or the terminal was closed.
+    Terminate,
+}
+
+/// The first signal, for everybody who asks.
+#[derive(Clone)]
+pub(crate) struct Signals(watch::Receiver<Option<Word>>);
+
+impl Signals {
+    /// Listens from now on.
+    pub(crate) fn listen() -> Result<Self, Failure> {
+        let broken = |error: std::io::Error| {
+            Failure::of(ErrorClass::Bug, format!("cannot listen to signals: {error}"))
+        };
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(broken)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(broken)?;
+        let mut hangup = signal(SignalKind::hangup()).map_err(broken)?;
+        let (say, heard) = watch::channel(None);
+        tokio::spawn(async move {
+            let mut next = async || {
+                tokio::select! {
+                    _ = interrupt.recv() => Word::Interrupt,
+                    _ = terminate.recv() => Word::Terminate,
+                    _ = hangup.recv() => Word::Terminate,
+                }
+            };
+            let first = next().await;
+            say.send_replace(Some(first));
+            next().await;
+            output::note("genvideo: interrupted");
+            std::process::exit(i32::from(exit::INTERRUPTED));
+        });
+        Ok(Self(heard))
+    }
+
+    /// Waits for the first signal; returns at once when there was one.
+    pub(crate) async fn first(&mut self) -> Word {
+        let heard = self.0.wait_for(Option::is_some).await.ok().and_then(|word| *word);
+        match heard {
+            Some(word) => word,
+            // The listener lives as long as the runtime.
+            None => std::future::pending().await,
+        }
+    }
+}
