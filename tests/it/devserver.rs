@@ -165,7 +165,7 @@ fn a_killed_server_is_started_again() {
         let data = tempfile::tempdir().unwrap();
         let first = start(data.path()).await;
         // SAFETY: the server is a child of this test's own folder, and still there.
-        assert_eq!(unsafe { libc::kill(i32::try_from(first.pid()).unwrap(), libc::SIGKILL) }, 0);
+        assert_eq!(unsafe { libc::kill(first.pid(), libc::SIGKILL) }, 0);
         // Joins if the kill has not struck yet, and then fails; the lock tells when the process is gone.
         let gone = File::open(data.path().join("temporal/server.lock")).unwrap();
         gone.lock().unwrap();
