@@ -6,6 +6,7 @@
 
 mod noise;
 mod preprocess;
+mod samplers;
 mod schedules;
 mod stable_diffusion;
 mod svd;
