@@ -9,6 +9,7 @@ mod display;
 mod doctor;
 mod failure;
 mod history;
+mod inspect;
 mod list;
 mod output;
 mod render;
@@ -76,6 +77,8 @@ enum Command {
     List(list::Args),
     /// Make a video, or an image, right here, without Temporal
     Render(render::Args),
+    /// Say what a checkpoint, LoRA, PNG or mp4 is and how it was made
+    Inspect(inspect::Args),
     /// Check that this machine can do it all, and say how to mend what cannot
     Doctor(doctor::Args),
     /// Print a job's workflow history as JSON
@@ -168,6 +171,7 @@ async fn dispatch(command: Command, config: &Config, output: &mut Output) -> Res
         Command::Cancel(args) => cancel::cancel(args, config, output).await,
         Command::List(args) => list::list(args, config, output).await,
         Command::Render(args) => render::render(args, config, output).await,
+        Command::Inspect(args) => inspect::inspect(&args, output),
         Command::Doctor(args) => doctor::doctor(args, config, output).await,
         Command::History(args) => history::history(args, config, output).await,
     }

@@ -7,6 +7,7 @@
 pub mod config;
 pub mod denoise;
 pub mod device;
+pub mod inspect;
 pub mod noise;
 pub mod preprocess;
 pub mod prompt;
@@ -16,6 +17,7 @@ pub mod weights;
 
 mod describe;
 mod error;
+mod vocabulary;
 
 /// Building blocks shared by the models, with the fast CPU paths.
 pub mod nn {
@@ -56,6 +58,7 @@ pub use error::{Error, Result};
 pub use pipelines::stable_diffusion::{ImageModel, ImageOutput, ImageRequest};
 pub use pipelines::stable_video::{VideoModel, VideoRequest};
 pub use sampler::Sampler;
+pub use weights::{LoadOptions, LoraFile};
 
 /// What just happened inside a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@
 pub mod manifest;
 
 mod embedded;
+mod file;
 mod folder;
 mod near;
 
@@ -34,6 +35,14 @@ pub enum Error {
         known: Vec<String>,
         /// Those of them that look like what was asked for.
         near: Vec<String>,
+        /// Folders that were searched.
+        searched: Vec<PathBuf>,
+    },
+    /// No LoRA of that name here.
+    #[error("no LoRA `{name}`")]
+    UnknownLora {
+        /// What was asked for.
+        name: String,
         /// Folders that were searched.
         searched: Vec<PathBuf>,
     },
@@ -131,6 +140,14 @@ impl Error {
                     .collect::<Vec<_>>()
                     .join(", "),
             )),
+            Self::UnknownLora { searched, .. } => Some(format!(
+                "put the file into `loras` below one of {}",
+                searched
+                    .iter()
+                    .map(|folder| quoted(&folder.display()))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            )),
             Self::WrongTask { wanted: Task::TextToImage, .. } => {
                 Some("image-to-video models go into `video_model`".to_owned())
             }
@@ -141,7 +158,7 @@ impl Error {
                 Some("give a plain name, or the absolute path of the model's folder".to_owned())
             }
             Self::NotAModel { .. } => {
-                Some("the folder must hold a `model_index.json` (diffusers layout)".to_owned())
+                Some("a model is a folder with a `model_index.json` (diffusers layout) or one whole-model file".to_owned())
             }
             Self::DiskFull { .. } | Self::Unwritable { .. } => {
                 Some("free some space there, or choose another cache folder".to_owned())
@@ -189,7 +206,7 @@ pub struct Model {
     pub name: String,
     /// What it does.
     pub task: Task,
-    /// Its diffusers folder.
+    /// Its diffusers folder, or its one file.
     pub folder: PathBuf,
     /// What is known about it, and its defaults.
     pub manifest: Manifest,
@@ -255,6 +272,7 @@ impl Library {
                     Err(error) => broken.push(Broken { path, error }),
                 }
             }
+            models.extend(file::in_models_dir(dir));
         }
         models.extend(folder::in_hf_cache(&self.places.hf_home));
         models.extend(embedded::all(&self.places.cache_dir));
@@ -283,6 +301,17 @@ impl Library {
         Ok(model)
     }
 
+    /// The LoRA file called `name`, with or without its ending, in `loras` or at the top of a models folder.
+    pub fn find_lora(&self, name: &str) -> Result<PathBuf, Error> {
+        let plain = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        if name.contains('\0') || !plain {
+            return Err(Error::PathEscape { path: shown(name) });
+        }
+        let dirs = &self.places.models_dirs;
+        file::lora(dirs, name)
+            .ok_or_else(|| Error::UnknownLora { name: shown(name), searched: dirs.clone() })
+    }
+
     /// The built-in model for `task`, unpacked.
     pub fn default(&self, task: Task) -> Result<Model, Error> {
         self.find(embedded::default_name(task), task)
@@ -296,6 +325,8 @@ impl Library {
         if path.is_absolute() {
             return if path.is_dir() {
                 folder::describe(path, Source::Folder).map(Some)
+            } else if file::is_weights(path) {
+                file::describe(path).map(Some)
             } else {
                 Ok(None)
             };
@@ -307,6 +338,9 @@ impl Library {
         }
         for dir in &self.places.models_dirs {
             if let Some(model) = folder::named(dir, name)? {
+                return Ok(Some(model));
+            }
+            if let Some(model) = file::named(dir, name)? {
                 return Ok(Some(model));
             }
         }

@@ -12,6 +12,7 @@ pub mod label;
 mod libav;
 pub mod probe;
 pub mod still;
+pub mod texts;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -6,6 +6,7 @@
 //! and when is the caller's business. Start from [`Renderer`].
 
 pub mod failure;
+pub mod inspect;
 pub mod label;
 pub mod plan;
 pub mod publish;

@@ -49,12 +49,18 @@ impl Json {
             .read_to_end(&mut bytes)
             .map_err(io)?;
         if bytes.len() as u64 > MAX_CONFIG_BYTES {
-            return Err(syntax(format!("larger than {MAX_CONFIG_BYTES} bytes")));
+            return Err(Error::TooLarge { path: path.to_path_buf(), limit: MAX_CONFIG_BYTES });
+        }
+        if bytes.is_empty() {
+            return Err(Error::EmptyFile { path: path.to_path_buf() });
         }
         // serde_json stops at 128 levels by itself.
         match serde_json::from_slice(&without_infinities(&bytes)) {
             Ok(Value::Object(map)) => {
-                Ok(Self { path: path.to_path_buf(), file: short_name(path), map })
+                let json = Self { path: path.to_path_buf(), file: short_name(path), map };
+                // A pointer to code that somebody else would fetch and run.
+                json.only("auto_map", &[])?;
+                Ok(json)
             }
             Ok(_) => Err(syntax("not a JSON object".into())),
             Err(error) => Err(syntax(error.to_string())),
@@ -77,6 +83,17 @@ impl Json {
     /// The value at `key`; JSON null counts as absent.
     pub fn value(&self, key: &str) -> Option<&Value> {
         self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// The same object with `key` set to `value`.
+    pub fn with(mut self, key: &str, value: Value) -> Self {
+        self.map.insert(key.to_owned(), value);
+        self
+    }
+
+    /// Every key with its value.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.map.iter().map(|(key, value)| (key.as_str(), value))
     }
 
     /// The object at `key`, which must be there.

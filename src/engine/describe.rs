@@ -4,10 +4,11 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::Result;
 use super::config::unet::UnetConfig;
 use super::config::vae::VaeConfig;
 use super::config::{COUNTS, Json, WIDTHS};
+use super::weights::check_links;
+use super::{Error, Result};
 
 /// What a model does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,15 +36,16 @@ pub struct Description {
 
 /// Reads `model_index.json` and the configs it leads to.
 pub fn describe(folder: &Path) -> Result<Description> {
-    match pipeline_class(folder)? {
+    check_links(folder)?;
+    match pipeline_class(&Json::read(&folder.join("model_index.json"))?)? {
         Task::TextToImage => describe_image(folder),
         Task::ImageToVideo => describe_video(folder),
     }
 }
 
 /// The task of the pipeline class in `model_index.json`; any other class is refused.
-pub(super) fn pipeline_class(folder: &Path) -> Result<Task> {
-    let index = Json::read(&folder.join("model_index.json"))?;
+pub(super) fn pipeline_class(index: &Json) -> Result<Task> {
+    check_parts(index)?;
     match index.text("_class_name")? {
         Some("StableDiffusionPipeline" | "StableDiffusionXLPipeline") => Ok(Task::TextToImage),
         Some("StableVideoDiffusionPipeline") => Ok(Task::ImageToVideo),
@@ -52,6 +54,35 @@ pub(super) fn pipeline_class(folder: &Path) -> Result<Task> {
             "`StableDiffusionPipeline`, `StableDiffusionXLPipeline` or `StableVideoDiffusionPipeline`",
         )),
     }
+}
+
+/// Classes that each part of a pipeline may have; parts that are not listed are never loaded.
+const PART_CLASSES: &[(&str, &[&str])] = &[
+    ("unet", &["UNet2DConditionModel", "UNetSpatioTemporalConditionModel"]),
+    ("vae", &["AutoencoderKL", "AutoencoderKLTemporalDecoder"]),
+    ("text_encoder", &["CLIPTextModel", "CLIPTextModelWithProjection"]),
+    ("text_encoder_2", &["CLIPTextModel", "CLIPTextModelWithProjection"]),
+    ("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"]),
+    ("tokenizer_2", &["CLIPTokenizer", "CLIPTokenizerFast"]),
+];
+
+/// Part names are plain names, and the parts that are loaded are of classes that are known.
+fn check_parts(index: &Json) -> Result<()> {
+    for (name, value) in index.entries().filter(|(_, value)| value.is_array()) {
+        let plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+        if name.is_empty() || !name.chars().all(plain) {
+            let path = name.escape_debug().to_string().into();
+            return Err(Error::PathEscape { path });
+        }
+        let Some((_, classes)) = PART_CLASSES.iter().find(|(part, _)| *part == name) else {
+            continue;
+        };
+        let class = value[1].as_str();
+        if !class.is_none_or(|class| classes.contains(&class)) {
+            return Err(index.unsupported(name, &format!("`{}`", classes.join("` or `"))));
+        }
+    }
+    Ok(())
 }
 
 fn describe_image(folder: &Path) -> Result<Description> {

@@ -21,6 +21,26 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A file without content.
+    #[error("`{}` is empty", path.display())]
+    EmptyFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file larger than any of its kind.
+    #[error("`{}` has more than {limit} bytes", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The most that is read.
+        limit: u64,
+    },
+    /// A name or a link that leads out of the model's folder, or to a device.
+    #[error("`{}` leads out of the model's folder or is no regular file", path.display())]
+    PathEscape {
+        /// The name or link.
+        path: PathBuf,
+    },
     /// A config file that is not the JSON object it should be, or lacks a value.
     #[error("`{}`: {problem}", path.display())]
     ConfigSyntax {
@@ -60,6 +80,38 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong in it.
         problem: String,
+    },
+    /// A file that cannot be used as what it was given for, whatever its name says.
+    #[error("`{}` is {what}", path.display())]
+    WeightsUnsupported {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+    },
+    /// A file other than the one whose hash is known.
+    #[error("`{}` has the sha256 {got}: wanted {wanted}", path.display())]
+    WeightsHash {
+        /// The file.
+        path: PathBuf,
+        /// Its hash.
+        got: String,
+        /// The hash it should have.
+        wanted: String,
+    },
+    /// A tensor that holds an infinity or a NaN.
+    #[error("tensor `{name}` holds values that are not finite")]
+    WeightsNotFinite {
+        /// Its name.
+        name: String,
+    },
+    /// A tensor of more dimensions than any model has.
+    #[error("tensor `{name}` has {got} dimensions: wanted at most 8")]
+    TensorRank {
+        /// Its name.
+        name: String,
+        /// Its dimensions.
+        got: usize,
     },
     /// Tensors that the configs call for and the files lack.
     #[error("`{}` lacks {} tensors: {}", path.display(), names.len(), first_names(names))]

@@ -7,19 +7,15 @@
 pub mod attention;
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::config::Json;
+use super::vocabulary::{SPECIALS, clip, read_file, read_merges, read_vocabulary};
 use super::{Error, Result};
 use attention::Part;
-
-/// Largest vocabulary file that is read; published ones stay below 4 MiB.
-const MAX_FILE_BYTES: u64 = 32 << 20;
 
 /// Where CLIP cuts a text into words.
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
@@ -91,32 +87,44 @@ impl PromptTokenizer {
             pipeline(&read_vocabulary(folder)?, &read_merges(folder)?, [&begin, &end])
                 .map_err(bad)?
         };
-        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| bad(error.to_string()))?;
+        let length = settings.length.unwrap_or(positions).min(positions);
+        Self::of_bytes(&bytes, [&begin, &end, &pad], length, vocabulary).map_err(bad)
+    }
+
+    /// CLIP's own tokenizer that pads with `pad`; an encoder of fewer entries knows the first merges only.
+    pub fn clip(pad: &str, positions: usize, vocabulary: usize) -> Result<Self> {
+        let bad = |problem: String| Error::Tokenizer { path: PathBuf::from("CLIP's own"), problem };
+        let (tokens, merges) = clip(vocabulary).map_err(bad)?;
+        let [begin, end] = SPECIALS;
+        let bytes = pipeline(&tokens, &merges, [begin, end]).map_err(bad)?;
+        Self::of_bytes(&bytes, [begin, end, pad], positions, vocabulary).map_err(bad)
+    }
+
+    /// A `tokenizer.json` with its special tokens begin, end and padding.
+    fn of_bytes(
+        bytes: &[u8],
+        [begin, end, pad]: [&str; 3],
+        length: usize,
+        vocabulary: usize,
+    ) -> std::result::Result<Self, String> {
+        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| error.to_string())?;
         // Padding and truncation are ours; a special pad token is one even inside a prompt.
         tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|error| bad(error.to_string()))?;
+        tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
         tokenizer
-            .add_special_tokens(
-                [&begin, &end, &pad].map(|token| AddedToken::from(token.as_str(), true)),
-            )
-            .map_err(|error| bad(error.to_string()))?;
-        let id = |token: &str| {
-            tokenizer.token_to_id(token).ok_or_else(|| bad(format!("no token `{token}`")))
-        };
-        let (end, pad) = (id(&end)?, id(&pad)?);
+            .add_special_tokens([begin, end, pad].map(|token| AddedToken::from(token, true)))
+            .map_err(|error| error.to_string())?;
+        let id =
+            |token: &str| tokenizer.token_to_id(token).ok_or_else(|| format!("no token `{token}`"));
+        let (end, pad) = (id(end)?, id(pad)?);
         if let Some((token, id)) =
             tokenizer.get_vocab(true).into_iter().find(|(_, id)| *id as usize >= vocabulary)
         {
-            return Err(bad(format!(
+            return Err(format!(
                 "token `{token}` has id {id}: the text encoder knows {vocabulary} ids"
-            )));
+            ));
         }
-        Ok(Self {
-            end,
-            pad,
-            length: settings.length.unwrap_or(positions).min(positions),
-            tokenizer,
-        })
+        Ok(Self { end, pad, length, tokenizer })
     }
 
     /// Ids of `text` with begin and end, of any length.
@@ -278,44 +286,4 @@ fn pipeline(
                   "fuse_unk": false, "vocab": vocabulary, "merges": merges},
     });
     serde_json::to_vec(&whole).map_err(|error| error.to_string())
-}
-
-fn read_vocabulary(folder: &Path) -> Result<HashMap<String, u32>> {
-    let path = folder.join("vocab.json");
-    let bytes = read_file(&path)?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Error::ConfigSyntax { path, problem: error.to_string() })
-}
-
-fn read_merges(folder: &Path) -> Result<Vec<(String, String)>> {
-    let path = folder.join("merges.txt");
-    let bad = |problem: String| Error::ConfigSyntax { path: path.clone(), problem };
-    let text = String::from_utf8(read_file(&path)?).map_err(|error| bad(error.to_string()))?;
-    let lines = text.lines().enumerate().filter(|(index, line)| {
-        let is_version = *index == 0 && line.starts_with("#version");
-        !is_version && !line.trim().is_empty()
-    });
-    lines
-        .map(|(index, line)| match line.split(' ').collect::<Vec<_>>().as_slice() {
-            [left, right] => Ok((left.to_string(), right.to_string())),
-            _ => Err(bad(format!("line {} is not a pair", index + 1))),
-        })
-        .collect()
-}
-
-fn read_file(path: &Path) -> Result<Vec<u8>> {
-    if !path.is_file() {
-        return Err(Error::Missing {
-            path: path.to_path_buf(),
-            wanted: "a file of the tokenizer".into(),
-        });
-    }
-    let io = |source| Error::Io { path: PathBuf::from(path), source };
-    let mut bytes = Vec::new();
-    File::open(path).map_err(io)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        let problem = format!("larger than {MAX_FILE_BYTES} bytes");
-        return Err(Error::ConfigSyntax { path: path.to_path_buf(), problem });
-    }
-    Ok(bytes)
 }

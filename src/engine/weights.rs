@@ -1,11 +1,22 @@
-//! Safetensors folders: one file, or shards with an index, checked before use.
+//! Weights by name: of a folder with one file or shards with an index, or of one file that holds a whole model.
 //!
-//! [`Weights`] hands out tensors by name, in the wanted shape and number type. Headers are checked when a folder is
-//! opened (size, types, offsets inside the file and without overlap), so that a damaged download is named as such
-//! and no lying header can make the process allocate what the file does not hold. Missing tensors are collected:
-//! [`Weights::finish`] names all of them at once.
+//! [`Weights`] hands out tensors by name, in the wanted shape and number type. What a file is, its header and the links
+//! that lead to it are checked when it is opened, so that a damaged download is named as such and no lying header can
+//! make the process allocate what the file does not hold. Missing tensors are collected: [`Weights::finish`] names all
+//! of them at once.
 
-use std::collections::{BTreeSet, HashMap};
+mod contents;
+mod door;
+mod folder;
+mod gguf;
+mod header;
+mod inferred;
+mod lora;
+mod naming;
+mod single_file;
+mod source;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -13,69 +24,55 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
+use sha2::{Digest, Sha256};
 
-use super::config::Json;
 use super::device::Compute;
 use super::{Error, Result};
+use header::Entry;
 
-/// Largest header that is read; published files stay far below 1 MiB.
-const MAX_HEADER_BYTES: u64 = 16 << 20;
-
-/// File names of a component, best first. `fp16` variants come last: they hold less than the plain ones.
-const FILE_NAMES: &[&str] = &[
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.safetensors.index.fp16.json",
-    "model.fp16.safetensors",
-    "model.safetensors.index.fp16.json",
-];
+pub(super) use contents::configs;
+pub use contents::{Contents, Kind, contents};
+pub(super) use folder::check_links;
+pub use lora::LoraFile;
+pub use single_file::Family;
+pub(super) use source::Source;
+pub use source::{LoadOptions, open_single_file, open_with_loras};
 
 /// Tensors of one component, seen from a name prefix.
 #[derive(Clone)]
 pub struct Weights {
     store: Arc<Store>,
+    missing: Arc<Mutex<BTreeSet<String>>>,
     prefix: String,
     dtype: DType,
     device: Device,
 }
 
+/// Files and the tensors in them.
+#[derive(Debug, Default)]
 struct Store {
-    folder: PathBuf,
+    place: PathBuf,
     files: Vec<(PathBuf, Mutex<File>)>,
     entries: HashMap<String, Entry>,
-    missing: Mutex<BTreeSet<String>>,
-}
-
-#[derive(Clone, Debug)]
-struct Entry {
-    file: usize,
-    kind: String,
-    shape: Vec<usize>,
-    start: u64,
-    bytes: usize,
+    metadata: BTreeMap<String, String>,
+    /// What LoRAs add, by the name of the tensor.
+    deltas: HashMap<String, Vec<lora::Delta>>,
 }
 
 impl Weights {
-    /// Opens the component in `folder` and checks every header; no tensor is read yet.
+    /// Opens the component in `folder`, or the one file of that path, and checks every header; no tensor is read yet.
     pub fn open(folder: &Path, compute: &Compute) -> Result<Self> {
-        let mut store = Store {
-            folder: folder.to_path_buf(),
-            files: Vec::new(),
-            entries: HashMap::new(),
-            missing: Mutex::new(BTreeSet::new()),
-        };
-        for path in component_files(folder)? {
-            store.add(path)?;
-        }
-        Ok(Self {
-            store: Arc::new(store),
+        Ok(Self::of_store(Arc::new(Store::open_part(folder)?), compute))
+    }
+
+    fn of_store(store: Arc<Store>, compute: &Compute) -> Self {
+        Self {
+            store,
+            missing: Arc::default(),
             prefix: String::new(),
             dtype: compute.dtype(),
             device: compute.device().clone(),
-        })
+        }
     }
 
     /// The same tensors, handed out as `dtype`.
@@ -91,6 +88,12 @@ impl Weights {
     /// Whether `name` is there.
     pub fn has(&self, name: &str) -> bool {
         self.store.entries.contains_key(&self.full(name))
+    }
+
+    /// Every name, in order, with the shape of its tensor.
+    pub fn names(&self) -> BTreeMap<&str, &[usize]> {
+        let entries = self.store.entries.iter();
+        entries.map(|(name, entry)| (name.as_str(), entry.shape.as_slice())).collect()
     }
 
     /// Number type of the tensors handed out.
@@ -112,36 +115,32 @@ impl Weights {
     pub fn get_one_of(&self, name: &str, stored: &[&[usize]], shape: &[usize]) -> Result<Tensor> {
         let full = self.full(name);
         let Some(entry) = self.store.entries.get(&full) else {
-            self.store.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(full);
+            self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(full);
             return Ok(Tensor::zeros((), self.dtype, &self.device)?.broadcast_as(shape)?);
         };
         if !stored.contains(&entry.shape.as_slice()) {
             return Err(Error::TensorShape {
-                name: full,
+                name: shown(&full),
                 got: entry.shape.clone(),
                 wanted: shape.to_vec(),
             });
         }
-        let kind = match entry.kind.as_str() {
-            "F16" => DType::F16,
-            "BF16" => DType::BF16,
-            "F32" => DType::F32,
-            other => return Err(Error::TensorType { name: full, got: other.to_string() }),
-        };
-        let bytes = self.store.read(entry)?;
-        // Cast on the CPU: f16 files then need no f32 copy on the device.
-        let tensor = Tensor::from_raw_buffer(&bytes, kind, shape, &Device::Cpu)?;
+        let mut tensor = self.store.tensor(&full, entry)?;
+        for delta in self.store.deltas.get(&full).into_iter().flatten() {
+            tensor = delta.add_to(&tensor)?;
+        }
+        let tensor = tensor.reshape(shape)?;
         Ok(tensor.to_dtype(self.dtype)?.to_device(&self.device)?)
     }
 
     /// Fails with every tensor that was asked for and is not there. Call it once the model stands.
     pub fn finish(&self) -> Result<()> {
-        let missing = self.store.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         if missing.is_empty() {
             return Ok(());
         }
         Err(Error::TensorsMissing {
-            path: self.store.folder.clone(),
+            path: self.store.place.clone(),
             names: missing.iter().cloned().collect(),
         })
     }
@@ -152,20 +151,68 @@ impl Weights {
 }
 
 impl Store {
+    /// The component in `folder`, or the one file of that path.
+    fn open_part(folder: &Path) -> Result<Self> {
+        let files = if folder.is_dir() {
+            folder::component_files(folder)?
+        } else {
+            vec![folder.to_path_buf()]
+        };
+        Self::open(folder, files)
+    }
+
+    fn open(place: &Path, files: Vec<PathBuf>) -> Result<Self> {
+        let mut store = Self { place: place.to_path_buf(), ..Self::default() };
+        for path in files {
+            store.add(path)?;
+        }
+        Ok(store)
+    }
+
     fn add(&mut self, path: PathBuf) -> Result<()> {
+        if !path.is_file() {
+            return Err(Error::Missing { path, wanted: "a file of weights".into() });
+        }
         let mut file =
             File::open(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
-        let index = self.files.len();
-        for (name, entry) in read_header(&path, &mut file, index)? {
+        door::check(&path, &mut file)?;
+        let header = header::read(&path, &mut file, self.files.len())?;
+        for (name, entry) in header.entries {
             if self.entries.insert(name.clone(), entry).is_some() {
                 return Err(Error::WeightsFormat {
                     path,
-                    problem: format!("tensor `{name}` is in another shard too"),
+                    problem: format!("tensor `{}` is in another shard too", shown(&name)),
                 });
             }
         }
+        self.metadata.extend(header.metadata);
         self.files.push((path, Mutex::new(file)));
         Ok(())
+    }
+
+    /// The tensor on the CPU, in the file's number type.
+    fn tensor(&self, name: &str, entry: &Entry) -> Result<Tensor> {
+        let kind = match entry.kind.as_str() {
+            "F16" => DType::F16,
+            "BF16" => DType::BF16,
+            "F32" => DType::F32,
+            other => {
+                return Err(Error::TensorType { name: shown(name), got: other.to_string() });
+            }
+        };
+        let bytes = self.read(entry)?;
+        if !is_finite(&bytes, kind) {
+            return Err(Error::WeightsNotFinite { name: shown(name) });
+        }
+        // On the CPU: f16 files then need no f32 copy on the device.
+        match (entry.transposed, entry.shape.as_slice()) {
+            (true, [rows, columns]) => {
+                Ok(Tensor::from_raw_buffer(&bytes, kind, &[*columns, *rows], &Device::Cpu)?
+                    .t()?
+                    .contiguous()?)
+            }
+            (_, shape) => Ok(Tensor::from_raw_buffer(&bytes, kind, shape, &Device::Cpu)?),
+        }
     }
 
     fn read(&self, entry: &Entry) -> Result<Vec<u8>> {
@@ -179,168 +226,46 @@ impl Store {
     }
 }
 
-/// The files of the component in `folder`.
-fn component_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let Some(path) = FILE_NAMES.iter().map(|name| folder.join(name)).find(|path| path.is_file())
-    else {
-        let pickled = folder.join("diffusion_pytorch_model.bin").is_file()
-            || folder.join("pytorch_model.bin").is_file();
-        let note = if pickled {
-            " (the `.bin` there is a pickle, which can run code and is not read)"
-        } else {
-            ""
-        };
-        return Err(Error::Missing {
-            path: folder.to_path_buf(),
-            wanted: format!("`{}` or `{}`{note}", FILE_NAMES[0], FILE_NAMES[2]),
-        });
-    };
-    if path.extension().is_some_and(|extension| extension == "safetensors") {
-        return Ok(vec![path]);
-    }
-    let json = Json::read(&path)?;
-    let mut names = BTreeSet::new();
-    for (tensor, file) in json.object("weight_map")? {
-        match file.as_str() {
-            Some(name) if is_plain_name(name) => names.insert(name.to_string()),
-            _ => {
-                return Err(Error::ConfigSyntax {
-                    path,
-                    problem: format!("`weight_map.{tensor}` is not a file name"),
-                });
-            }
-        };
-    }
-    Ok(names.into_iter().map(|name| folder.join(name)).collect())
-}
-
-/// A name that stays in its folder.
-fn is_plain_name(name: &str) -> bool {
-    name.ends_with(".safetensors") && !name.contains(['/', '\\', '\0']) && !name.starts_with('.')
-}
-
-/// Header of one file, with offsets made absolute.
-fn read_header(path: &Path, file: &mut File, index: usize) -> Result<Vec<(String, Entry)>> {
+/// Fails unless the file at `path` has the hash `sha256`, 64 hexadecimal digits.
+pub fn verify(path: &Path, sha256: &str) -> Result<()> {
     let io = |source| Error::Io { path: path.to_path_buf(), source };
-    let bad = |problem: String| Error::WeightsFormat { path: path.to_path_buf(), problem };
-    let size = file.metadata().map_err(io)?.len();
-    let mut length = [0; 8];
-    if size < 8 {
-        return Err(bad(format!("{size} bytes are too few")));
-    }
-    file.read_exact(&mut length).map_err(io)?;
-    let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER_BYTES || length > size - 8 {
-        return Err(bad(format!(
-            "header of {length} bytes in a file of {size}: wanted at most {MAX_HEADER_BYTES}"
-        )));
-    }
-    let mut text = vec![0; usize::try_from(length).expect("at most 16 MiB")];
-    file.read_exact(&mut text).map_err(io)?;
-    let header: UniqueMap =
-        serde_json::from_slice(&text).map_err(|error| bad(format!("header: {error}")))?;
-    let data = 8 + length;
-    let mut entries = Vec::new();
-    for (name, value) in header.0 {
-        if name == "__metadata__" {
-            continue;
+    let mut file = File::open(path).map_err(io)?;
+    let mut hasher = Sha256::new();
+    let mut block = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut block).map_err(io)? {
+            0 => break,
+            count => hasher.update(&block[..count]),
         }
-        let entry = header_entry(&value, index)
-            .map_err(|problem| bad(format!("tensor `{name}`: {problem}")))?;
-        entries.push((name, entry));
     }
-    check_offsets(&entries, size - data).map_err(bad)?;
-    for (_, entry) in &mut entries {
-        entry.start += data;
+    let got: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    if got.eq_ignore_ascii_case(sha256) {
+        return Ok(());
     }
-    Ok(entries)
+    Err(Error::WeightsHash { path: path.to_path_buf(), got, wanted: shown(sha256) })
 }
 
-/// Type, shape and place of one tensor; the place must be as large as type and shape say.
-fn header_entry(value: &serde_json::Value, file: usize) -> std::result::Result<Entry, String> {
-    let kind = value["dtype"].as_str().ok_or("no `dtype`")?.to_string();
-    let shape = value["shape"]
-        .as_array()
-        .ok_or("no `shape`")?
-        .iter()
-        .map(|size| size.as_u64().and_then(|size| usize::try_from(size).ok()))
-        .collect::<Option<Vec<usize>>>()
-        .ok_or("a shape that is not made of sizes")?;
-    let offsets = value["data_offsets"].as_array().ok_or("no `data_offsets`")?;
-    let (Some(start), Some(end), 2) = (
-        offsets.first().and_then(serde_json::Value::as_u64),
-        offsets.get(1).and_then(serde_json::Value::as_u64),
-        offsets.len(),
-    ) else {
-        return Err("`data_offsets` is not a pair".into());
-    };
-    let width = match kind.as_str() {
-        "F64" | "I64" | "U64" => 8,
-        "F32" | "I32" | "U32" => 4,
-        "F16" | "BF16" | "I16" | "U16" => 2,
-        "U8" | "I8" | "BOOL" | "F8_E4M3" | "F8_E5M2" => 1,
-        other => return Err(format!("type `{other}`: wanted F16, BF16 or F32")),
-    };
-    let bytes = shape.iter().try_fold(width, |product: usize, size| product.checked_mul(*size));
-    let held = end.checked_sub(start).and_then(|held| usize::try_from(held).ok());
-    match (bytes, held) {
-        (Some(bytes), Some(held)) if bytes == held => Ok(Entry { file, kind, shape, start, bytes }),
-        _ => Err(format!("{kind} {shape:?} does not fit the offsets {start}..{end}")),
-    }
+/// Whether no number has all bits of its exponent set, which is how infinities and NaNs look.
+fn is_finite(bytes: &[u8], kind: DType) -> bool {
+    const BLOCK: usize = 1 << 14;
+    let exponent: u16 = if kind == DType::F16 { 0x7c00 } else { 0x7f80 };
+    // In f32 the exponent lies in the upper half; folding blocks keeps the loop free of branches.
+    let step = if kind == DType::F32 { 4 } else { 2 };
+    bytes.chunks(BLOCK).all(|block| {
+        let found = block.chunks_exact(step).fold(false, |found, number| {
+            let upper = u16::from_le_bytes([number[step - 2], number[step - 1]]);
+            found | (upper & exponent == exponent)
+        });
+        !found
+    })
 }
 
-/// Every tensor lies inside the data, none on top of another.
-fn check_offsets(entries: &[(String, Entry)], data: u64) -> std::result::Result<(), String> {
-    let mut places: Vec<(u64, u64, &str)> = entries
-        .iter()
-        .map(|(name, entry)| (entry.start, entry.start + entry.bytes as u64, name.as_str()))
-        .collect();
-    places.sort_unstable();
-    let mut last = (0, "");
-    for (start, end, name) in places {
-        if end > data {
-            return Err(format!(
-                "tensor `{name}` ends at {end}, the data at {data}: the file is cut short"
-            ));
-        }
-        if start < last.0 {
-            return Err(format!("tensors `{}` and `{name}` overlap", last.1));
-        }
-        last = (end, name);
+/// A name out of a file as an error may show it: short, without control characters.
+fn shown(name: &str) -> String {
+    const LONGEST: usize = 120;
+    let mut text: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    if name.chars().nth(LONGEST).is_some() {
+        text.push('…');
     }
-    Ok(())
-}
-
-/// A JSON object that refuses a key given twice.
-struct UniqueMap(Vec<(String, serde_json::Value)>);
-
-impl<'de> serde::Deserialize<'de> for UniqueMap {
-    fn deserialize<D: serde::Deserializer<'de>>(
-        deserializer: D,
-    ) -> std::result::Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = UniqueMap;
-            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                formatter.write_str("an object of tensors")
-            }
-            fn visit_map<A: serde::de::MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> std::result::Result<UniqueMap, A::Error> {
-                let mut seen = BTreeSet::new();
-                let mut entries = Vec::new();
-                while let Some((name, value)) = map.next_entry::<String, serde_json::Value>()? {
-                    if !seen.insert(name.clone()) {
-                        return Err(serde::de::Error::custom(format!(
-                            "tensor `{name}` is given twice"
-                        )));
-                    }
-                    entries.push((name, value));
-                }
-                Ok(UniqueMap(entries))
-            }
-        }
-        deserializer.deserialize_map(Visitor)
-    }
+    text
 }

@@ -77,7 +77,7 @@ pub(super) fn describe_configs(
 /// The model called `name` in a models folder: by the name of its manifest file, of its folder, or in its manifest.
 pub(super) fn named(dir: &Path, name: &str) -> Result<Option<Model>, Error> {
     let manifest = dir.join(format!("{name}.toml"));
-    if manifest.is_file() {
+    if manifest.is_file() && !file_beside(&manifest) {
         return of_manifest(dir, &manifest, name).map(Some);
     }
     let folder = dir.join(name);
@@ -93,8 +93,10 @@ pub(super) fn named(dir: &Path, name: &str) -> Result<Option<Model>, Error> {
 pub(super) fn in_models_dir(dir: &Path) -> Vec<(PathBuf, Result<Model, Error>)> {
     let (mut found, mut taken) = (Vec::new(), HashSet::new());
     let paths = sorted(dir);
-    for path in paths.iter().filter(|path| path.extension().is_some_and(|ending| ending == "toml"))
-    {
+    let manifests = paths.iter().filter(|path| {
+        path.extension().is_some_and(|ending| ending == "toml") && !file_beside(path)
+    });
+    for path in manifests {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let model = of_manifest(dir, path, &stem);
         taken
@@ -163,6 +165,11 @@ fn snapshot(repo: &Path) -> Result<Option<PathBuf>, Error> {
     Ok(if snapshots.len() == 1 { snapshots.pop() } else { None })
 }
 
+/// Whether a manifest is that of the one-file model beside it.
+fn file_beside(manifest: &Path) -> bool {
+    manifest.with_extension("safetensors").is_file() && !manifest.with_extension("").is_dir()
+}
+
 fn of_manifest(dir: &Path, path: &Path, stem: &str) -> Result<Model, Error> {
     let written = manifest::parse(path, &read_small(path)?)?;
     let folder = dir.join(written.folder.as_deref().unwrap_or(Path::new(stem)));
@@ -190,7 +197,7 @@ fn is_model(folder: &Path) -> bool {
 }
 
 /// Paths in a folder by name; none when it cannot be read.
-fn sorted(folder: &Path) -> Vec<PathBuf> {
+pub(super) fn sorted(folder: &Path) -> Vec<PathBuf> {
     let hidden = |path: &PathBuf| {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
     };
@@ -213,7 +220,7 @@ fn read_json(configs: &(impl Configs + ?Sized), folder: &Path, name: &str) -> Re
 }
 
 /// Licence and source of a folder that does not say.
-const UNKNOWN: &str = "unknown";
+pub(super) const UNKNOWN: &str = "unknown";
 
 /// What the configs and the family say.
 fn defaults(name: &str, class: &str, unet: &Value, vae: &Value) -> Manifest {

@@ -38,7 +38,7 @@ pub fn hint(error: &Error) -> Option<String> {
             "the file is damaged: fetch it again"
         }
         ErrorClass::UnsupportedWeights => {
-            "models are read as safetensors in the diffusers folder layout"
+            "weights are read as safetensors; other formats have to be converted first"
         }
         ErrorClass::OutOfMemory => "ask for a smaller size, or choose `--device cpu`",
         ErrorClass::DeviceError => {
@@ -61,11 +61,19 @@ fn engine_class(error: &engine::Error) -> ErrorClass {
         engine::Error::Missing { .. }
         | engine::Error::Io { .. }
         | engine::Error::TensorsMissing { .. } => ErrorClass::MissingWeights,
+        engine::Error::EmptyFile { .. } => ErrorClass::EmptyFile,
+        engine::Error::TooLarge { .. } => ErrorClass::TooLarge,
+        engine::Error::PathEscape { .. } => ErrorClass::PathEscape,
         engine::Error::ConfigSyntax { .. } => ErrorClass::CorruptConfig,
         engine::Error::ConfigUnsupported { .. } => ErrorClass::ConfigUnsupported,
         engine::Error::ConfigOutOfRange { .. } => ErrorClass::ConfigOutOfRange,
         engine::Error::WeightsFormat { .. } => ErrorClass::CorruptWeights,
-        engine::Error::TensorShape { .. } => ErrorClass::WeightsShape,
+        engine::Error::WeightsUnsupported { .. } => ErrorClass::UnsupportedWeights,
+        engine::Error::WeightsHash { .. } => ErrorClass::WeightsHash,
+        engine::Error::WeightsNotFinite { .. } => ErrorClass::WeightsNotFinite,
+        engine::Error::TensorShape { .. } | engine::Error::TensorRank { .. } => {
+            ErrorClass::WeightsShape
+        }
         engine::Error::TensorType { .. } => ErrorClass::WeightsDtype,
         engine::Error::Tokenizer { .. } => ErrorClass::CorruptTokenizer,
         engine::Error::Request { .. } => ErrorClass::OutOfRange,
@@ -98,7 +106,9 @@ fn store_class(error: &store::Error) -> ErrorClass {
 /// The class of the library's errors.
 pub(super) fn hub_class(error: &hub::Error) -> ErrorClass {
     match error {
-        hub::Error::Unknown { .. } | hub::Error::WrongTask { .. } => ErrorClass::UnknownModel,
+        hub::Error::Unknown { .. }
+        | hub::Error::UnknownLora { .. }
+        | hub::Error::WrongTask { .. } => ErrorClass::UnknownModel,
         hub::Error::PathEscape { .. } => ErrorClass::PathEscape,
         hub::Error::NotAModel { .. } | hub::Error::Unreadable { .. } => ErrorClass::MissingWeights,
         hub::Error::Unsupported { .. } => ErrorClass::ConfigUnsupported,

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::models::{self, bridge};
 use super::plan::ImagePlan;
 use super::{Error, Hook, ImageMade, Inner, Order, Work, label, report, seconds};
-use crate::engine::{ImageOutput, ImageRequest};
+use crate::engine::{ImageOutput, ImageRequest, LoraFile};
 use crate::hub::Task;
 use crate::job::style;
 use crate::media::still;
@@ -118,10 +118,15 @@ fn infer(
     hook: &mut Hook<'_>,
 ) -> Result<(ImageOutput, Work), Error> {
     let folder = inner.settings.library.find(&plan.lookup, Task::TextToImage)?.folder;
+    let loras = plan.loras.iter().map(|lora| {
+        let path = inner.settings.library.find_lora(&lora.name)?;
+        Ok(LoraFile { path, scale: lora.scale })
+    });
+    let wanted = (folder, loras.collect::<Result<Vec<_>, Error>>()?);
     let mut permit = inner.desk.wait(hook)?;
     for last_try in [false, true] {
         let started = Instant::now();
-        let (model, compute) = permit.image(&inner.settings, &folder, hook)?;
+        let (model, compute) = permit.image(&inner.settings, &wanted, hook)?;
         let loaded = Instant::now();
         match model.generate(request, &mut bridge(hook)) {
             Err(error) if !last_try && models::is_out_of_memory(&error) => permit.unload(),

@@ -94,6 +94,10 @@ pub(super) fn image_record(order: &Order, plan: &ImagePlan, made: &Made<'_>) -> 
         "device": made.work.device,
         "dtype": made.work.dtype,
     });
+    let mut image = image;
+    if !plan.loras.is_empty() {
+        image["loras"] = json!(plan.loras);
+    }
     record.insert("image".to_owned(), image);
     record.insert("digital_source_type".to_owned(), SOURCE_TYPE.into());
     Value::Object(record).to_string()

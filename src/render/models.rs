@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::{Error, Hook, Report, Settings, report};
 use crate::engine::device::{self, Compute};
-use crate::engine::{self, ImageModel, StepEvent, VideoModel};
+use crate::engine::{self, ImageModel, LoadOptions, LoraFile, StepEvent, VideoModel};
 
 /// How often a thread that waits for the device asks the hook whether to go on waiting.
 const ASK_EVERY: Duration = Duration::from_millis(100);
@@ -26,9 +26,12 @@ pub(super) struct Desk {
 #[derive(Default)]
 pub(super) struct Models {
     compute: Option<Compute>,
-    image: Option<(PathBuf, ImageModel)>,
+    image: Option<(WithLoras, ImageModel)>,
     video: Option<(PathBuf, VideoModel)>,
 }
+
+/// A model's folder or file, and the LoRAs applied to it.
+pub(super) type WithLoras = (PathBuf, Vec<LoraFile>);
 
 /// The right to compute. Dropped, it lets the next thread in.
 pub(super) struct Permit<'a> {
@@ -70,20 +73,21 @@ impl Drop for Permit<'_> {
 }
 
 impl Permit<'_> {
-    /// The image model in `folder`, loaded unless it is the one last used.
+    /// The image model `wanted`, loaded unless it is the one last used.
     pub(super) fn image(
         &mut self,
         settings: &Settings,
-        folder: &Path,
+        wanted: &WithLoras,
         hook: &mut Hook<'_>,
     ) -> Result<(&ImageModel, &Compute), Error> {
         let Models { compute, image, video } = &mut self.models;
         let compute = open(compute, settings)?;
+        let options = LoadOptions { loras: wanted.1.clone(), ..LoadOptions::default() };
         keep(
             image,
             video,
-            folder,
-            |hook| ImageModel::load(folder, compute, &mut bridge(hook)),
+            wanted,
+            |hook| ImageModel::load_with(&wanted.0, &options, compute, &mut bridge(hook)),
             hook,
         )
         .map(|model| (model, compute))
@@ -101,7 +105,7 @@ impl Permit<'_> {
         keep(
             video,
             image,
-            folder,
+            &folder.to_path_buf(),
             |hook| VideoModel::load(folder, compute, &mut bridge(hook)),
             hook,
         )
@@ -126,37 +130,57 @@ fn open<'a>(compute: &'a mut Option<Compute>, settings: &Settings) -> Result<&'a
 /// Weight bytes that may stay loaded for the task that is not at work: small models stay both, large ones take turns.
 const BESIDE: u64 = 1 << 30;
 
-/// Fills `slot` with the model of `folder`. The old one goes first; when memory is short or the two are large, that of
+/// What a loaded model is told apart by.
+trait Key: PartialEq + Clone {
+    /// Its folder or file.
+    fn path(&self) -> &Path;
+}
+
+impl Key for PathBuf {
+    fn path(&self) -> &Path {
+        self
+    }
+}
+
+impl Key for WithLoras {
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// Fills `slot` with the model `wanted`. The old one goes first; when memory is short or the two are large, that of
 /// the other task too.
-fn keep<'a, M, O>(
-    slot: &'a mut Option<(PathBuf, M)>,
-    other: &mut Option<(PathBuf, O)>,
-    folder: &Path,
+fn keep<'a, K: Key, L: Key, M, O>(
+    slot: &'a mut Option<(K, M)>,
+    other: &mut Option<(L, O)>,
+    wanted: &K,
     load: impl Fn(&mut Hook<'_>) -> Result<M, engine::Error>,
     hook: &mut Hook<'_>,
 ) -> Result<&'a M, Error> {
-    let kept = slot.take().filter(|(of, _)| of == folder);
+    let kept = slot.take().filter(|(of, _)| of == wanted);
     let entry = match kept {
         Some(entry) => entry,
         None => {
-            if other
-                .as_ref()
-                .is_some_and(|(of, _)| weight_bytes(of) + weight_bytes(folder) > BESIDE)
-            {
+            if other.as_ref().is_some_and(|(of, _)| {
+                weight_bytes(of.path()) + weight_bytes(wanted.path()) > BESIDE
+            }) {
                 *other = None;
             }
             let loaded = match load(hook) {
                 Err(error) if is_out_of_memory(&error) && other.take().is_some() => load(hook)?,
                 result => result?,
             };
-            (folder.to_path_buf(), loaded)
+            (wanted.clone(), loaded)
         }
     };
     Ok(&slot.insert(entry).1)
 }
 
-/// Bytes of the weight files below `folder`; what cannot be read counts for nothing.
+/// Bytes of the weight files below `folder`, or of the file that it is; what cannot be read counts for nothing.
 fn weight_bytes(folder: &Path) -> u64 {
+    if folder.is_file() {
+        return folder.metadata().map_or(0, |metadata| metadata.len());
+    }
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
     let bytes = |entry: std::fs::DirEntry| {
         let path = entry.path();

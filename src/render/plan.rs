@@ -11,7 +11,7 @@ use crate::hub::{self, Manifest, Model, Source, Task};
 use crate::job::class::{ErrorClass, Fault};
 use crate::job::length::{self, FrameRate, Pace};
 use crate::job::size::{self, Native};
-use crate::job::{JobType, ValidJob, style};
+use crate::job::{JobType, Lora, ValidJob, style};
 use crate::store;
 
 /// Delivered frames per second when the job names none.
@@ -41,7 +41,7 @@ pub struct Plan {
 pub struct ImagePlan {
     /// Name of the model.
     pub model: String,
-    /// What the library finds it by: its name, or the absolute path of its folder.
+    /// What the library finds it by: its name, or its absolute path.
     pub lookup: String,
     /// Generated size.
     pub size: (u32, u32),
@@ -53,6 +53,9 @@ pub struct ImagePlan {
     pub sampler: Option<String>,
     /// What every picture of this model avoids.
     pub negative: Option<String>,
+    /// LoRAs, applied in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<Lora>,
 }
 
 /// How the video is made.
@@ -60,7 +63,7 @@ pub struct ImagePlan {
 pub struct VideoPlan {
     /// Name of the model.
     pub model: String,
-    /// What the library finds it by: its name, or the absolute path of its folder.
+    /// What the library finds it by: its name, or its absolute path.
     pub lookup: String,
     /// Generated size.
     pub size: (u32, u32),
@@ -114,13 +117,7 @@ struct Found {
 /// Decides everything about `job`, or returns every fault at once.
 pub(super) fn plan(settings: &Settings, job: &ValidJob, seed: u64) -> Result<Plan, Error> {
     let mut faults = Vec::new();
-    if !job.loras.is_empty() {
-        faults.push(Fault::new(
-            ErrorClass::UnsupportedWeights,
-            "loras",
-            format!("{} given, this version applies none", job.loras.len()),
-        ));
-    }
+    check_loras(settings, job, &mut faults);
     if let Some(id) = &job.image {
         check_given(settings, id, &mut faults)?;
     }
@@ -141,6 +138,9 @@ pub(super) fn plan(settings: &Settings, job: &ValidJob, seed: u64) -> Result<Pla
     }
     let deliver = (job.width, job.height);
     note_style(job, &mut notes);
+    if !wants_image && !job.loras.is_empty() {
+        notes.push("the image is given, so no LoRA is applied".to_owned());
+    }
     if let (Some(model), Some(image)) = (&image_model, &image) {
         note_language(job, &model.model, &mut notes);
         note_size("image", image.size, deliver, &mut notes);
@@ -157,6 +157,15 @@ pub(super) fn plan(settings: &Settings, job: &ValidJob, seed: u64) -> Result<Pla
 /// The value, or its faults added to the others.
 fn collect<T>(result: Result<T, Vec<Fault>>, faults: &mut Vec<Fault>) -> Option<T> {
     result.map_err(|more| faults.extend(more)).ok()
+}
+
+/// Every LoRA of the job is on this machine.
+fn check_loras(settings: &Settings, job: &ValidJob, faults: &mut Vec<Fault>) {
+    for (index, lora) in job.loras.iter().enumerate() {
+        if let Err(error) = settings.library.find_lora(&lora.name) {
+            faults.push(fault_of(&format!("loras[{index}].name"), &error));
+        }
+    }
 }
 
 fn check_given(settings: &Settings, id: &str, faults: &mut Vec<Fault>) -> Result<(), Error> {
@@ -229,6 +238,7 @@ fn image_plan(job: &ValidJob, found: &Found) -> Result<ImagePlan, Vec<Fault>> {
             guidance: job.guidance.unwrap_or(manifest.guidance),
             sampler,
             negative: manifest.negative.clone(),
+            loras: job.loras.clone(),
         }),
         _ => Err(faults),
     }

@@ -4,6 +4,7 @@
 
 mod blocks;
 mod configs;
+mod lora;
 mod prompts;
 mod samplers;
 mod weights;

@@ -8,6 +8,7 @@ mod noise;
 mod preprocess;
 mod samplers;
 mod schedules;
+mod single_file;
 mod stable_diffusion;
 mod svd;
 mod tokens;

@@ -39,7 +39,11 @@ const OLD_END: usize = 2;
 impl ClipTextConfig {
     /// Reads and checks the file.
     pub fn read(path: &Path) -> Result<Self> {
-        let json = Json::read(path)?;
+        Self::of(&Json::read(path)?)
+    }
+
+    /// Checks an object that is in memory.
+    pub fn of(json: &Json) -> Result<Self> {
         json.only("model_type", &[json!("clip_text_model"), json!("clip")])?;
         let config = Self {
             hidden: json.size("hidden_size", Some(512), WIDTHS)?,
@@ -48,7 +52,7 @@ impl ClipTextConfig {
             heads: json.size("num_attention_heads", Some(8), COUNTS)?,
             positions: json.size("max_position_embeddings", Some(77), 2..=1 << 16)?,
             vocabulary: json.size("vocab_size", Some(49408), 3..=1 << 24)?,
-            activation: Activation::of_config(&json, "hidden_act", "quick_gelu")?,
+            activation: Activation::of_config(json, "hidden_act", "quick_gelu")?,
             eps: json.float("layer_norm_eps", Some(1e-5), 1e-12..=0.1)?,
             projection: json.size("projection_dim", Some(512), WIDTHS)?,
             end: Some(json.size("eos_token_id", Some(OLD_END), 0..=1 << 24)?)

@@ -72,10 +72,14 @@ pub const ADDED_NUMBERS: usize = 6;
 impl UnetConfig {
     /// Reads and checks the file.
     pub fn read(path: &Path) -> Result<Self> {
-        let json = Json::read(path)?;
-        refuse_other_networks(&json)?;
+        Self::of(&Json::read(path)?)
+    }
+
+    /// Checks an object that is in memory.
+    pub fn of(json: &Json) -> Result<Self> {
+        refuse_other_networks(json)?;
         let channels = json.sizes("block_out_channels", WIDTHS)?;
-        let levels = levels(&json, &channels)?;
+        let levels = levels(json, &channels)?;
         let mid = !json.map.get("mid_block_type").is_some_and(Value::is_null);
         json.only("mid_block_type", &[json!("UNetMidBlock2DCrossAttn"), json!("UNetMidBlock2D")])?;
         let mid_crossed = json.text("mid_block_type")?.unwrap_or("UNetMidBlock2DCrossAttn")
@@ -85,11 +89,11 @@ impl UnetConfig {
         let config = Self {
             in_channels: json.size("in_channels", Some(4), COUNTS)?,
             out_channels: json.size("out_channels", Some(4), COUNTS)?,
-            sample_size: sample_size(&json)?,
+            sample_size: sample_size(json)?,
             mid_transformers: (mid && mid_crossed).then(|| mid_blocks[channels.len() - 1]),
             mid,
             layers_per_block: json.size("layers_per_block", Some(2), COUNTS)?,
-            cross_attention: cross_attention(&json, channels.len())?,
+            cross_attention: cross_attention(json, channels.len())?,
             groups: json.size("norm_num_groups", Some(32), COUNTS)?,
             eps: json.float("norm_eps", Some(1e-5), 1e-12..=0.1)?,
             linear_projection: json.flag("use_linear_projection", false)?,

@@ -39,7 +39,11 @@ pub struct VaeConfig {
 impl VaeConfig {
     /// Reads and checks the file.
     pub fn read(path: &Path) -> Result<Self> {
-        let json = Json::read(path)?;
+        Self::of(&Json::read(path)?)
+    }
+
+    /// Checks an object that is in memory.
+    pub fn of(json: &Json) -> Result<Self> {
         json.only("_class_name", &[json!("AutoencoderKL")])?;
         json.only("act_fn", &[json!("silu"), json!("swish")])?;
         json.only("latents_mean", &[])?;

@@ -25,7 +25,7 @@ use crate::engine::noise::{self, Purpose, Stream};
 use crate::engine::preprocess::vae_pixels;
 use crate::engine::prompt::Syntax;
 use crate::engine::schedule::Schedule;
-use crate::engine::weights::Weights;
+use crate::engine::weights::{LoadOptions, Source};
 use crate::engine::{Error, Hook, Result, Sampler, StepEvent, tell};
 pub use request::{Conditions, Guidance, ImageOutput, ImageRequest, Sizes};
 use text::TowerPlan;
@@ -43,25 +43,39 @@ pub struct ImageModel {
     unet: Unet,
     vae: Vae,
     scheduler: SchedulerConfig,
+    notes: Vec<String>,
     compute: Compute,
 }
 
 impl ImageModel {
-    /// Loads the diffusers folder `folder`.
-    pub fn load(folder: &Path, compute: &Compute, hook: &mut Hook<'_>) -> Result<Self> {
-        let index = Json::read(&folder.join("model_index.json"))?;
-        if pipeline_class(folder)? != Task::TextToImage {
+    /// Loads the diffusers folder or the one-file model at `path`.
+    pub fn load(path: &Path, compute: &Compute, hook: &mut Hook<'_>) -> Result<Self> {
+        Self::load_with(path, &LoadOptions::default(), compute, hook)
+    }
+
+    /// As [`Self::load`], with LoRAs and what is known better than the files tell.
+    pub fn load_with(
+        path: &Path,
+        options: &LoadOptions,
+        compute: &Compute,
+        hook: &mut Hook<'_>,
+    ) -> Result<Self> {
+        let mut source = Source::open(path, options)?;
+        let index = source.json("model_index.json")?;
+        if pipeline_class(&index)? != Task::TextToImage {
             let wanted = "`StableDiffusionPipeline` or `StableDiffusionXLPipeline`";
             return Err(index.unsupported("_class_name", wanted));
         }
         // All configs first: a folder that does not fit fails before the weights are read.
-        let unet = UnetConfig::read(&folder.join("unet/config.json"))?;
-        let vae = VaeConfig::read(&folder.join("vae/config.json"))?;
-        let scheduler = SchedulerConfig::read(&folder.join("scheduler/scheduler_config.json"))?;
+        let unet_json = source.json("unet/config.json")?;
+        let unet = UnetConfig::of(&unet_json)?;
+        let vae = VaeConfig::of(&source.json("vae/config.json")?)?;
+        let scheduler = SchedulerConfig::of(&source.json("scheduler/scheduler_config.json")?)?;
         let two = unet.addition.is_some();
-        let towers = TowerPlan::read(folder, two)?;
+        let towers = TowerPlan::read(&source, two)?;
         let zeros = two && index.flag("force_zeros_for_empty_prompt", true)?;
-        check_fit(folder, &towers, &unet, &vae)?;
+        check_fit(&unet_json, &towers, &unet, &vae)?;
+        source.attach(&options.loras)?;
 
         let (mut done, total) = (0, if two { 4 } else { 3 });
         let mut loaded = || -> Result<()> {
@@ -70,16 +84,17 @@ impl ImageModel {
             Ok(())
         };
         loaded()?;
-        let text = TextEncoders::load(folder, towers, zeros, compute, &mut loaded)?;
-        let unet = Unet::load(&Weights::open(&folder.join("unet"), compute)?, unet)?;
+        let text = TextEncoders::load(&source, towers, zeros, compute, &mut loaded)?;
+        let unet = Unet::load(&source.weights("unet", compute)?, unet)?;
         loaded()?;
-        let weights = Weights::open(&folder.join("vae"), compute)?;
+        let weights = source.weights("vae", compute)?;
         // bf16 has too few digits for pixels.
         let wide = vae.force_upcast || compute.dtype() == DType::BF16;
         let weights = if wide { weights.with_dtype(DType::F32) } else { weights };
         let vae = Vae::load(&weights, vae)?;
         loaded()?;
-        Ok(Self { text, unet, vae, scheduler, compute: compute.clone() })
+        let notes = source.notes().to_vec();
+        Ok(Self { text, unet, vae, scheduler, notes, compute: compute.clone() })
     }
 
     /// Draws the pictures of `request`.
@@ -117,7 +132,13 @@ impl ImageModel {
         let images = (0..request.batch)
             .map(|item| self.draw(request, &run, item, hook))
             .collect::<Result<_>>()?;
-        let notes = note.into_iter().chain(self.text.note(&request.prompt)?).collect();
+        let notes = self
+            .notes
+            .iter()
+            .cloned()
+            .chain(note)
+            .chain(self.text.note(&request.prompt)?)
+            .collect();
         Ok(ImageOutput { images, tokens, tokens_cut, sampler: sampler.name().to_string(), notes })
     }
 
@@ -273,13 +294,7 @@ fn check_told(answer: ControlFlow<()>) -> Result<()> {
 }
 
 /// The parts must fit together: refused here, not inside a matrix product.
-fn check_fit(
-    folder: &Path,
-    towers: &[TowerPlan],
-    unet: &UnetConfig,
-    vae: &VaeConfig,
-) -> Result<()> {
-    let json = Json::read(&folder.join("unet/config.json"))?;
+fn check_fit(json: &Json, towers: &[TowerPlan], unet: &UnetConfig, vae: &VaeConfig) -> Result<()> {
     let width = TowerPlan::width(towers);
     if unet.cross_attention != width {
         let wanted = format!("{width}, as the text encoders give");

@@ -25,7 +25,7 @@ use crate::engine::noise::{Purpose, Stream};
 use crate::engine::preprocess::{clip_pixels, vae_pixels};
 use crate::engine::sampler::Sampler;
 use crate::engine::schedule::Schedule;
-use crate::engine::weights::Weights;
+use crate::engine::weights::{Weights, check_links};
 use crate::engine::{Error, Hook, Result, StepEvent, tell};
 
 /// A clip to make.
@@ -91,6 +91,7 @@ const PARTS: u32 = 4;
 impl VideoModel {
     /// Loads a model in diffusers' folder layout; `hook` hears of each part.
     pub fn load(folder: &Path, compute: &Compute, hook: &mut Hook<'_>) -> Result<Self> {
+        check_links(folder)?;
         let index = Json::read(&folder.join("model_index.json"))?;
         index.only("_class_name", &[serde_json::json!("StableVideoDiffusionPipeline")])?;
         let vision_config = ClipVisionConfig::read(&folder.join("image_encoder/config.json"))?;

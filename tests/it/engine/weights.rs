@@ -138,8 +138,11 @@ fn shards_are_joined_and_stay_in_their_folder() {
     };
     let weights = index(r#"{"a":"one.safetensors","b":"two.safetensors"}"#).unwrap();
     assert!(weights.has("a") && weights.has("b"));
-    for bad in [r#"{"a":"../one.safetensors"}"#, r#"{"a":"/etc/passwd"}"#, r#"{"a":1}"#, "[]"] {
+    for bad in [r#"{"a":1}"#, "[]"] {
         assert!(matches!(index(bad), Err(Error::ConfigSyntax { .. })), "{bad}");
+    }
+    for outside in [r#"{"a":"../one.safetensors"}"#, r#"{"a":"/etc/passwd"}"#] {
+        assert!(matches!(index(outside), Err(Error::PathEscape { .. })), "{outside}");
     }
     assert!(matches!(
         index(r#"{"a":"three.safetensors"}"#),

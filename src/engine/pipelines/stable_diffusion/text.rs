@@ -1,14 +1,12 @@
 //! Prompts to conditions: one text encoder, or two side by side.
 
-use std::path::Path;
-
 use candle_core::{DType, Tensor};
 
 use crate::engine::config::clip_text::ClipTextConfig;
 use crate::engine::device::Compute;
 use crate::engine::models::clip_text::{ClipText, Depth};
 use crate::engine::prompt::{Chunk, Chunks, PromptTokenizer, Syntax};
-use crate::engine::weights::Weights;
+use crate::engine::weights::Source;
 use crate::engine::{Error, Result};
 
 /// The texts of a run.
@@ -66,16 +64,12 @@ pub(super) struct TowerPlan {
 }
 
 impl TowerPlan {
-    /// The configs and tokenizers in `folder`: of one encoder, or of `two`.
-    pub(super) fn read(folder: &Path, two: bool) -> Result<Vec<Self>> {
+    /// The configs and tokenizers of `source`: of one encoder, or of `two`.
+    pub(super) fn read(source: &Source, two: bool) -> Result<Vec<Self>> {
         let names = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")];
         let plan = |(index, (name, tokenizer)): (usize, (&'static str, &str))| {
-            let config = ClipTextConfig::read(&folder.join(name).join("config.json"))?;
-            let tokenizer = PromptTokenizer::load(
-                &folder.join(tokenizer),
-                config.positions,
-                config.vocabulary,
-            )?;
+            let config = ClipTextConfig::of(&source.json(&format!("{name}/config.json"))?)?;
+            let tokenizer = source.tokenizer(tokenizer, config.positions, config.vocabulary)?;
             Ok(Self { name, tokenizer, config, projected: index == 1 })
         };
         names.into_iter().take(if two { 2 } else { 1 }).enumerate().map(plan).collect()
@@ -108,7 +102,7 @@ struct Tower {
 impl TextEncoders {
     /// Loads the encoders; `loaded` hears of each. With `zeros` a missing negative prompt is all zeros.
     pub(super) fn load(
-        folder: &Path,
+        source: &Source,
         plans: Vec<TowerPlan>,
         zeros: bool,
         compute: &Compute,
@@ -116,7 +110,7 @@ impl TextEncoders {
     ) -> Result<Self> {
         let mut towers = Vec::new();
         for TowerPlan { name, tokenizer, config, projected } in plans {
-            let weights = Weights::open(&folder.join(name), compute)?;
+            let weights = source.weights(name, compute)?;
             towers.push(Tower { tokenizer, model: ClipText::load(&weights, config, projected)? });
             loaded()?;
         }
