@@ -140,6 +140,9 @@ impl Error {
                     .collect::<Vec<_>>()
                     .join(", "),
             )),
+            Self::UnknownLora { searched, .. } if searched.is_empty() => {
+                Some("set a models folder, and put the file into `loras` below it".to_owned())
+            }
             Self::UnknownLora { searched, .. } => Some(format!(
                 "put the file into `loras` below one of {}",
                 searched

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::config::unet::UnetConfig;
 use super::config::vae::VaeConfig;
 use super::config::{COUNTS, Json, WIDTHS};
-use super::weights::check_links;
+use super::weights::{check_links, configs};
 use super::{Error, Result};
 
 /// What a model does.
@@ -34,12 +34,18 @@ pub struct Description {
     pub frames: Option<u32>,
 }
 
-/// Reads `model_index.json` and the configs it leads to.
-pub fn describe(folder: &Path) -> Result<Description> {
-    check_links(folder)?;
-    match pipeline_class(&Json::read(&folder.join("model_index.json"))?)? {
-        Task::TextToImage => describe_image(folder),
-        Task::ImageToVideo => describe_video(folder),
+/// Reads `model_index.json` and the configs it leads to; for a one-file model, what its names and shapes give.
+pub fn describe(path: &Path) -> Result<Description> {
+    if path.is_file() {
+        let configs = configs(path)?;
+        let [unet, vae] = ["unet/config.json", "vae/config.json"].map(|name| &configs[name]);
+        return describe_image(unet, vae);
+    }
+    check_links(path)?;
+    let read = |name: &str| Json::read(&path.join(name));
+    match pipeline_class(&read("model_index.json")?)? {
+        Task::TextToImage => describe_image(&read("unet/config.json")?, &read("vae/config.json")?),
+        Task::ImageToVideo => describe_video(path),
     }
 }
 
@@ -85,9 +91,8 @@ fn check_parts(index: &Json) -> Result<()> {
     Ok(())
 }
 
-fn describe_image(folder: &Path) -> Result<Description> {
-    let unet = UnetConfig::read(&folder.join("unet/config.json"))?;
-    let vae = VaeConfig::read(&folder.join("vae/config.json"))?;
+fn describe_image(unet: &Json, vae: &Json) -> Result<Description> {
+    let (unet, vae) = (UnetConfig::of(unet)?, VaeConfig::of(vae)?);
     let (height, width) = unet.sample_size;
     // Version 2 came with OpenCLIP's text encoder, 1024 wide, and linear projections; XL added sizes to them.
     let family = match (unet.addition, unet.linear_projection) {

@@ -499,8 +499,8 @@ fn what_this_machine_cannot_do_is_refused_before_any_work() {
         ),
         (
             json!({"loras": [{"name": "some", "scale": 1.0}]}),
-            "loras",
-            ErrorClass::UnsupportedWeights,
+            "loras[0].name",
+            ErrorClass::UnknownModel,
         ),
     ] {
         let error = bench.try_order(fields.clone()).unwrap_err();
