@@ -51,24 +51,24 @@ fn every_tensor_is_that_of_the_folder() {
 fn the_file_draws_what_the_folder_draws() {
     let request = ImageRequest {
         prompt: "a fox".into(),
-        negative: String::new(),
         width: 64,
         height: 128,
         steps: 3,
-        guidance: 7.5,
-        sampler: Some("ddim".parse().unwrap()),
         seed: 5,
+        ..ImageRequest::default()
     };
     let draw = |path: PathBuf, options: &LoadOptions| {
         let mut hook = |_| ControlFlow::Continue(());
         let model = ImageModel::load_with(&path, options, &Compute::cpu(), &mut hook).unwrap();
-        model.generate(&request, &mut hook).unwrap().image
+        model.generate(&request, &mut hook).unwrap().images
     };
-    let folder = draw(golden("models/sd1"), &LoadOptions::default());
-    let file = golden("single_file/sd1.safetensors");
-    assert_eq!(draw(file.clone(), &options("sd1")), folder);
-    // On its own it draws as well, with the heads and groups of the family and CLIP's first merges.
-    draw(file, &LoadOptions::default());
+    for model in ["sd1", "xl"] {
+        let folder = draw(golden(&format!("models/{model}")), &LoadOptions::default());
+        let file = golden(&format!("single_file/{model}.safetensors"));
+        assert_eq!(draw(file.clone(), &options(model)), folder, "{model}");
+        // On its own it draws as well, with the heads and groups of the family and CLIP's first merges.
+        draw(file, &LoadOptions::default());
+    }
 }
 
 #[test]
