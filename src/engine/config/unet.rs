@@ -100,7 +100,7 @@ impl UnetConfig {
             upcast_attention: json.flag("upcast_attention", false)?,
             flip_sin_to_cos: json.flag("flip_sin_to_cos", true)?,
             freq_shift: json.float("freq_shift", Some(0.0), 0.0..=1.0)?,
-            addition: addition(&json)?,
+            addition: addition(json)?,
             levels,
         };
         if channels.iter().any(|channels| !channels.is_multiple_of(config.groups)) {
