@@ -1,175 +1,32 @@
-//! From a model's name to its files on this machine. No network: what is not here is refused, with what is.
+//! From a model's name to its files on this machine. No network but in [`mod@pull`]: what is not here is refused, with
+//! what is.
 //!
-//! A name is looked up among the models folders (a manifest `<name>.toml`, else a diffusers folder of that name), the
-//! pair built into the program, the Hugging Face cache (`org/repo`), and as an absolute path. Reading the weights is
-//! the engine's job. Start from [`Library`].
+//! A name is looked up among the models folders (a manifest `<name>.toml`, else a diffusers folder of that name, else
+//! a file, those in the trees of ComfyUI and A1111 among them), the pair built into the program, the Hugging Face
+//! cache (`org/repo`), and as an absolute path. Reading the weights is the engine's job. Start from [`Library`].
 
+pub mod known;
 pub mod manifest;
 
+mod digest;
 mod embedded;
+mod error;
 mod file;
 mod folder;
+mod lock;
 mod near;
+mod trees;
 
 use std::collections::HashSet;
 use std::fs;
-use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use manifest::{Manifest, VideoManifest};
-
-/// Why there is no such model, or why its description is unusable.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Nothing of that name here.
-    #[error("no {task} model `{name}`; known: {}", listed(known))]
-    Unknown {
-        /// What was asked for.
-        name: String,
-        /// For which task.
-        task: Task,
-        /// Every name that would have done.
-        known: Vec<String>,
-        /// Those of them that look like what was asked for.
-        near: Vec<String>,
-        /// Folders that were searched.
-        searched: Vec<PathBuf>,
-    },
-    /// No LoRA of that name here.
-    #[error("no LoRA `{name}`")]
-    UnknownLora {
-        /// What was asked for.
-        name: String,
-        /// Folders that were searched.
-        searched: Vec<PathBuf>,
-    },
-    /// There is one, for the other task.
-    #[error("`{name}` is a model for {found}, one for {wanted} is needed")]
-    WrongTask {
-        /// What was asked for.
-        name: String,
-        /// What it does.
-        found: Task,
-        /// What it should do.
-        wanted: Task,
-    },
-    /// A name or a manifest that leads out of its folder.
-    #[error("`{path}` leads out of the models folder")]
-    PathEscape {
-        /// The name, or the manifest's `folder`.
-        path: String,
-    },
-    /// A folder that holds no model in the diffusers layout.
-    #[error("`{}` is not a model folder: {reason}", folder.display())]
-    NotAModel {
-        /// The folder.
-        folder: PathBuf,
-        /// What is missing or wrong.
-        reason: String,
-    },
-    /// A pipeline that nobody here can run.
-    #[error("`{}` holds a `{class}`, supported are: {}", folder.display(), folder::CLASSES.join(", "))]
-    Unsupported {
-        /// The folder.
-        folder: PathBuf,
-        /// `_class_name` of its model_index.json.
-        class: String,
-    },
-    /// A manifest or a config that does not parse.
-    #[error("cannot read `{}`: {message}", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        message: String,
-    },
-    /// A value outside its range.
-    #[error("`{field}` in `{}` is {value}, allowed is {allowed}", path.display())]
-    OutOfRange {
-        /// The file.
-        path: PathBuf,
-        /// For example `video.frames`.
-        field: &'static str,
-        /// What it holds.
-        value: String,
-        /// What it may hold.
-        allowed: String,
-    },
-    /// A file or folder that cannot be read.
-    #[error("cannot read `{}`: {source}", path.display())]
-    Unreadable {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// No room to unpack the built-in models.
-    #[error("disk full while unpacking the built-in models into `{}`: {source}", path.display())]
-    DiskFull {
-        /// What was written.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The built-in models cannot be unpacked.
-    #[error("cannot unpack the built-in models into `{}`: {source}", path.display())]
-    Unwritable {
-        /// What was to be written.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-}
-
-impl Error {
-    /// What the user may do about it, when there is something to say.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Unknown { near, .. } if !near.is_empty() => Some(format!(
-                "did you mean {}?",
-                near.iter().map(quoted).collect::<Vec<_>>().join(" or ")
-            )),
-            Self::Unknown { searched, .. } => Some(format!(
-                "put the model's diffusers folder into one of {}, or give the absolute path of its folder",
-                searched
-                    .iter()
-                    .map(|folder| quoted(&folder.display()))
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            )),
-            Self::UnknownLora { searched, .. } if searched.is_empty() => {
-                Some("set a models folder, and put the file into `loras` below it".to_owned())
-            }
-            Self::UnknownLora { searched, .. } => Some(format!(
-                "put the file into `loras` below one of {}",
-                searched
-                    .iter()
-                    .map(|folder| quoted(&folder.display()))
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            )),
-            Self::WrongTask { wanted: Task::TextToImage, .. } => {
-                Some("image-to-video models go into `video_model`".to_owned())
-            }
-            Self::WrongTask { wanted: Task::ImageToVideo, .. } => {
-                Some("text-to-image models go into `image_model`".to_owned())
-            }
-            Self::PathEscape { .. } => {
-                Some("give a plain name, or the absolute path of the model's folder".to_owned())
-            }
-            Self::NotAModel { .. } => {
-                Some("a model is a folder with a `model_index.json` (diffusers layout) or one whole-model file".to_owned())
-            }
-            Self::DiskFull { .. } | Self::Unwritable { .. } => {
-                Some("free some space there, or choose another cache folder".to_owned())
-            }
-            _ => None,
-        }
-    }
-}
+pub use error::Error;
+pub use manifest::{Manifest, Upstream, VideoManifest};
+use trees::{Kind, Trees};
 
 /// What a model does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -239,6 +96,15 @@ pub struct Places {
     pub hf_home: PathBuf,
 }
 
+/// What else a library reads, beside its [`Places`].
+#[derive(Clone, Debug, Default)]
+pub struct Extras {
+    /// `HF_HUB_CACHE`, when it is not the `hub` of [`Places::hf_home`].
+    pub hf_cache: Option<PathBuf>,
+    /// Files in the format of ComfyUI's `extra_model_paths.yaml`; those in models folders are found anyway.
+    pub extra_model_paths: Vec<PathBuf>,
+}
+
 /// A folder or manifest that looks like a model but cannot be used.
 #[derive(Debug)]
 pub struct Broken {
@@ -252,12 +118,18 @@ pub struct Broken {
 #[derive(Clone, Debug)]
 pub struct Library {
     places: Arc<Places>,
+    extras: Arc<Extras>,
 }
 
 impl Library {
     /// The library of these folders; none of them needs to exist.
     pub fn open(places: Places) -> Self {
-        Self { places: Arc::new(places) }
+        Self::open_with(places, Extras::default())
+    }
+
+    /// The same with more to read.
+    pub fn open_with(places: Places, extras: Extras) -> Self {
+        Self { places: Arc::new(places), extras: Arc::new(extras) }
     }
 
     /// Every usable model, the built-in ones last. Unpacks nothing.
@@ -267,21 +139,30 @@ impl Library {
 
     /// Every usable model, and what looks like one but is not usable.
     pub fn scan(&self) -> (Vec<Model>, Vec<Broken>) {
-        let (mut models, mut broken) = (Vec::new(), Vec::new());
-        for dir in &self.places.models_dirs {
+        let trees = self.trees();
+        let mut models = Vec::new();
+        let mut broken = Vec::new();
+        for dir in &trees.dirs {
             for (path, found) in folder::in_models_dir(dir) {
                 match found {
                     Ok(model) => models.push(model),
                     Err(error) => broken.push(Broken { path, error }),
                 }
             }
-            models.extend(file::in_models_dir(dir));
         }
-        models.extend(folder::in_hf_cache(&self.places.hf_home));
+        // Other weights that lie there are passed over.
+        let files = trees.files(Kind::Model).into_iter();
+        models.extend(files.filter_map(|(name, path)| file::describe(&path, &name).ok()));
+        models.extend(folder::in_hf_cache(&self.hf_cache()));
         models.extend(embedded::all(&self.places.cache_dir));
-        // Of two models of one name the first is the one that is found.
-        let mut names = HashSet::new();
-        models.retain(|model: &Model| names.insert(model.name.clone()));
+        // Of two models of one name the first is the one that is found; one that two names lead to counts once.
+        let (mut names, mut paths) = (HashSet::new(), HashSet::new());
+        models.retain(|model: &Model| {
+            names.insert(model.name.clone())
+                && paths
+                    .insert(model.folder.canonicalize().unwrap_or_else(|_| model.folder.clone()))
+        });
+        broken.extend(trees.broken);
         (models, broken)
     }
 
@@ -304,20 +185,53 @@ impl Library {
         Ok(model)
     }
 
+    /// The model called `name`, whatever it does; a built-in one is not unpacked. `None` when it is not here.
+    pub fn get(&self, name: &str) -> Result<Option<Model>, Error> {
+        self.look_up(name)
+    }
+
     /// The LoRA file called `name`, with or without its ending, in `loras` or at the top of a models folder.
     pub fn find_lora(&self, name: &str) -> Result<PathBuf, Error> {
-        let plain = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
-        if name.contains('\0') || !plain {
-            return Err(Error::PathEscape { path: shown(name) });
+        confine(name)?;
+        let trees = self.trees();
+        let found = trees.find(Kind::Lora, name)?;
+        found.ok_or_else(|| Error::UnknownLora { name: shown(name), searched: trees.dirs })
+    }
+
+    /// The VAE file called `name`, with or without its ending, in `vae` or at the top of a models folder, or at that
+    /// absolute path.
+    pub fn find_vae(&self, name: &str) -> Result<PathBuf, Error> {
+        let path = Path::new(name);
+        if path.is_absolute() && file::is_weights(path) {
+            return Ok(path.to_owned());
         }
-        let dirs = &self.places.models_dirs;
-        file::lora(dirs, name)
-            .ok_or_else(|| Error::UnknownLora { name: shown(name), searched: dirs.clone() })
+        let trees = self.trees();
+        let unknown = |searched| Error::UnknownVae { name: shown(name), searched };
+        if path.is_absolute() {
+            return Err(unknown(trees.dirs));
+        }
+        confine(name)?;
+        let found = trees.find(Kind::Vae, name)?;
+        found.ok_or_else(|| unknown(trees.dirs))
     }
 
     /// The built-in model for `task`, unpacked.
     pub fn default(&self, task: Task) -> Result<Model, Error> {
         self.find(embedded::default_name(task), task)
+    }
+
+    /// The Hugging Face cache: where a pull puts models.
+    pub fn hf_cache(&self) -> PathBuf {
+        self.extras.hf_cache.clone().unwrap_or_else(|| folder::hf_hub(&self.places.hf_home))
+    }
+
+    /// The first models folder: where an import puts models.
+    pub fn import_dir(&self) -> Option<&Path> {
+        self.places.models_dirs.first().map(PathBuf::as_path)
+    }
+
+    fn trees(&self) -> Trees {
+        Trees::read(&self.places.models_dirs, &self.extras.extra_model_paths)
     }
 
     fn look_up(&self, name: &str) -> Result<Option<Model>, Error> {
@@ -329,31 +243,39 @@ impl Library {
             return if path.is_dir() {
                 folder::describe(path, Source::Folder).map(Some)
             } else if file::is_weights(path) {
-                file::describe(path).map(Some)
+                file::describe(path, &file::stem(path)).map(Some)
             } else {
                 Ok(None)
             };
         }
-        if name.contains('\0')
-            || path.components().any(|part| !matches!(part, Component::Normal(_)))
-        {
-            return Err(Error::PathEscape { path: shown(name) });
-        }
-        for dir in &self.places.models_dirs {
+        confine(name)?;
+        let trees = self.trees();
+        for dir in &trees.dirs {
             if let Some(model) = folder::named(dir, name)? {
                 return Ok(Some(model));
             }
-            if let Some(model) = file::named(dir, name)? {
-                return Ok(Some(model));
-            }
+        }
+        if let Some(path) = trees.find(Kind::Model, name)? {
+            let name = name.strip_suffix(".safetensors").unwrap_or(name);
+            return file::describe(&path, name).map(Some);
         }
         if let Some(model) = embedded::named(&self.places.cache_dir, name) {
             return Ok(Some(model));
         }
-        folder::in_hf_cache_named(&self.places.hf_home, name)
+        if let Some(model) = folder::in_hf_cache_named(&self.hf_cache(), name)? {
+            return Ok(Some(model));
+        }
+        // Nothing of that name; perhaps for want of a file that would have named its folder.
+        trees.broken.into_iter().next().map_or(Ok(None), |broken| Err(broken.error))
     }
 
     fn unknown(&self, name: &str, task: Task) -> Error {
+        if let Some(known) = known::named(name) {
+            if known.task != task {
+                return Error::WrongTask { name: shown(name), found: known.task, wanted: task };
+            }
+            return Error::NotPulled { name: shown(name), licence: known.manifest.licence };
+        }
         let known: Vec<String> = self
             .list()
             .into_iter()
@@ -362,25 +284,23 @@ impl Library {
             .collect();
         let near = near::matches(name, &known);
         let mut searched = self.places.models_dirs.clone();
-        searched.push(folder::hf_hub(&self.places.hf_home));
+        searched.push(self.hf_cache());
         Error::Unknown { name: shown(name), task, known, near, searched }
     }
 }
 
-fn listed(names: &[String]) -> String {
-    if names.is_empty() {
-        return "none".to_owned();
+/// Refuses a name that leads out of the folder it is looked for in.
+fn confine(name: &str) -> Result<(), Error> {
+    let plain = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    if name.contains('\0') || !plain {
+        return Err(Error::PathEscape { path: shown(name) });
     }
-    names.iter().map(quoted).collect::<Vec<_>>().join(", ")
+    Ok(())
 }
 
 /// A name as an error may show it: short, without control characters.
 fn shown(name: &str) -> String {
     name.chars().take(200).flat_map(char::escape_debug).collect()
-}
-
-fn quoted(name: &(impl std::fmt::Display + ?Sized)) -> String {
-    format!("`{name}`")
 }
 
 /// Reads a small text file: configs and manifests are at most 1 MiB.

@@ -6,12 +6,13 @@
 
 use std::borrow::Cow;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use rust_embed::RustEmbed;
 use sha2::{Digest, Sha256};
 
+use super::error::writing;
 use super::folder::{self, Configs};
 use super::{Error, Model, Source, Task, manifest};
 
@@ -157,13 +158,4 @@ fn write_synced(path: &Path, content: &[u8]) -> Result<(), Error> {
         file.sync_all()
     };
     write().map_err(|source| writing(path, source))
-}
-
-fn writing(path: &Path, source: io::Error) -> Error {
-    use io::ErrorKind::{QuotaExceeded, StorageFull};
-    let path = path.to_owned();
-    match source.kind() {
-        StorageFull | QuotaExceeded => Error::DiskFull { path, source },
-        _ => Error::Unwritable { path, source },
-    }
 }

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::manifest::{self, Manifest, VideoManifest, Written};
-use super::{Error, Model, Source, Task, read_small};
+use super::lock::Lock;
+use super::manifest::{self, Manifest, UNKNOWN, Written};
+use super::{Error, Model, Source, Task, known, read_small};
 
 /// The pipelines that can be described.
 pub(super) const CLASSES: [&str; 3] =
@@ -113,22 +114,26 @@ pub(super) fn in_models_dir(dir: &Path) -> Vec<(PathBuf, Result<Model, Error>)> 
 }
 
 /// Every supported model of the Hugging Face cache; whatever else lies there is passed over.
-pub(super) fn in_hf_cache(hf_home: &Path) -> Vec<Model> {
-    sorted(&hf_hub(hf_home))
+pub(super) fn in_hf_cache(hub: &Path) -> Vec<Model> {
+    sorted(hub)
         .iter()
         .filter_map(|path| path.file_name()?.to_str()?.strip_prefix("models--"))
         .map(|repo| repo.replacen("--", "/", 1))
-        .filter_map(|name| in_hf_cache_named(hf_home, &name).ok().flatten())
+        .filter_map(|name| in_hf_cache_named(hub, &name).ok().flatten())
         .collect()
 }
 
-/// The model `org/repo` of the Hugging Face cache, at the revision that `main` names.
-pub(super) fn in_hf_cache_named(hf_home: &Path, name: &str) -> Result<Option<Model>, Error> {
-    let repo = hf_hub(hf_home).join(format!("models--{}", name.replace('/', "--")));
-    if !repo.is_dir() {
-        return Ok(None);
+/// The model `org/repo` of the Hugging Face cache at the revision that was pulled, else at the one that `main` names;
+/// one that is known goes by its name here.
+pub(super) fn in_hf_cache_named(hub: &Path, name: &str) -> Result<Option<Model>, Error> {
+    let known = known::named(name);
+    let repo = known.as_ref().map_or(name, |known| &known.upstream.repo);
+    let Some(snapshot) = snapshot(&repo_folder(hub, repo))? else { return Ok(None) };
+    if let Some(known) = known {
+        let described = known::described(known.name);
+        let source = Source::HfCache;
+        return describe_configs(&*snapshot, &snapshot, known.name, described, source).map(Some);
     }
-    let Some(snapshot) = snapshot(&repo)? else { return Ok(None) };
     let model = describe(&snapshot, Source::HfCache)?;
     let mut manifest = model.manifest;
     if manifest.source == UNKNOWN {
@@ -136,6 +141,11 @@ pub(super) fn in_hf_cache_named(hf_home: &Path, name: &str) -> Result<Option<Mod
         manifest.title = name.to_owned();
     }
     Ok(Some(Model { name: name.to_owned(), manifest, ..model }))
+}
+
+/// The folder of a repository in the Hugging Face cache.
+pub(super) fn repo_folder(hub: &Path, repo: &str) -> PathBuf {
+    hub.join(format!("models--{}", repo.replace('/', "--")))
 }
 
 /// `HF_HOME/hub`, or the folder itself when it is laid out as a hub.
@@ -147,22 +157,26 @@ pub(super) fn hf_hub(hf_home: &Path) -> PathBuf {
     if !hub.is_dir() && sorted(hf_home).iter().any(is_hub) { hf_home.to_owned() } else { hub }
 }
 
-/// The snapshot `refs/main` names, or the only one there is.
-fn snapshot(repo: &Path) -> Result<Option<PathBuf>, Error> {
+/// The snapshot that was pulled, the one `refs/main` names, or the only one there is.
+pub(super) fn snapshot(repo: &Path) -> Result<Option<PathBuf>, Error> {
+    let pulled = Lock::read(&Lock::of_repo(repo))?;
     let main = repo.join("refs").join("main");
-    if main.is_file() {
-        let revision = read_small(&main)?.trim().to_owned();
-        let plain = revision
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
-        if !plain || !manifest::is_confined(Path::new(&revision)) {
-            return Err(Error::PathEscape { path: revision.escape_debug().to_string() });
+    let revision = match pulled.and_then(|lock| lock.commit) {
+        Some(commit) => commit,
+        None if main.is_file() => read_small(&main)?.trim().to_owned(),
+        None => {
+            let mut snapshots = sorted(&repo.join("snapshots"));
+            return Ok(if snapshots.len() == 1 { snapshots.pop() } else { None });
         }
-        let folder = repo.join("snapshots").join(revision);
-        return Ok(folder.is_dir().then_some(folder));
+    };
+    let plain = revision
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
+    if !plain || !manifest::is_confined(Path::new(&revision)) {
+        return Err(Error::PathEscape { path: revision.escape_debug().to_string() });
     }
-    let mut snapshots = sorted(&repo.join("snapshots"));
-    Ok(if snapshots.len() == 1 { snapshots.pop() } else { None })
+    let folder = repo.join("snapshots").join(revision);
+    Ok(folder.is_dir().then_some(folder))
 }
 
 /// Whether a manifest is that of the one-file model beside it.
@@ -219,40 +233,17 @@ fn read_json(configs: &(impl Configs + ?Sized), folder: &Path, name: &str) -> Re
         .map_err(|error| Error::Malformed { path: folder.join(name), message: error.to_string() })
 }
 
-/// Licence and source of a folder that does not say.
-pub(super) const UNKNOWN: &str = "unknown";
-
 /// What the configs and the family say.
 fn defaults(name: &str, class: &str, unet: &Value, vae: &Value) -> Manifest {
     let vae_blocks = vae.get("block_out_channels").and_then(Value::as_array).map_or(4, Vec::len);
     let unet_blocks = unet.get("down_block_types").and_then(Value::as_array).map_or(4, Vec::len);
     let factor = power_of_two(vae_blocks);
     let multiple = factor * power_of_two(unet_blocks);
-    let family = family(class, unet);
-    let (native_width, native_height) = native_size(class, unet, factor, multiple);
-    let (min_side, max_side) = manifest::side_range((native_width, native_height), multiple);
-    let (steps, guidance) = match class {
-        "StableVideoDiffusionPipeline" => (25, 1.0),
-        "StableDiffusionXLPipeline" => (30, 5.0),
-        _ => (30, 7.5),
-    };
-    Manifest {
-        title: name.to_owned(),
-        family: family.to_owned(),
-        licence: UNKNOWN.to_owned(),
-        source: UNKNOWN.to_owned(),
-        native_width,
-        native_height,
-        multiple,
-        min_side,
-        max_side,
-        steps,
-        guidance,
-        sampler: None,
-        negative: None,
-        memory_mb: None,
-        video: (class == "StableVideoDiffusionPipeline").then(|| video_defaults(unet)),
-    }
+    let native = native_size(class, unet, factor, multiple);
+    let manifest = manifest::of_family(name, family(class, unet), native, multiple);
+    let frames = unet.get("num_frames").and_then(Value::as_u64);
+    let frames = frames.and_then(|frames| u32::try_from(frames).ok()).unwrap_or(14);
+    Manifest { video: manifest.video.map(|_| manifest::video_of(frames)), ..manifest }
 }
 
 fn family(class: &str, unet: &Value) -> &'static str {
@@ -280,25 +271,6 @@ fn native_size(class: &str, unet: &Value, factor: u32, multiple: u32) -> (u32, u
     match (pixels(width).max(multiple), pixels(height).max(multiple)) {
         (768, 768) if class == "StableVideoDiffusionPipeline" => (1024, 576),
         size => size,
-    }
-}
-
-fn video_defaults(unet: &Value) -> VideoManifest {
-    let frames = unet
-        .get("num_frames")
-        .and_then(Value::as_u64)
-        .and_then(|frames| u32::try_from(frames).ok());
-    let frames = frames.unwrap_or(14);
-    VideoManifest {
-        frames,
-        model_fps: 7,
-        native_fps: 7.0,
-        motion: 127,
-        noise_aug: 0.02,
-        min_guidance: 1.0,
-        max_guidance: 3.0,
-        decode_chunk: 8.min(frames),
-        max_runs: manifest::runs_of_a_minute(frames, 7.0),
     }
 }
 

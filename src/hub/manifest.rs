@@ -42,6 +42,65 @@ pub struct Manifest {
     pub memory_mb: Option<u32>,
     /// What only image-to-video models have.
     pub video: Option<VideoManifest>,
+    /// Where its files can be fetched from.
+    pub upstream: Option<Upstream>,
+}
+
+/// A repository on the hub that a model can be fetched from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Upstream {
+    /// `organisation/name`.
+    pub repo: String,
+    /// Branch, tag or commit; the commit that a pull finds there is written down.
+    #[serde(default = "main_branch")]
+    pub revision: String,
+    /// `fp16` where the repository has files of half the size beside the plain ones.
+    pub variant: Option<String>,
+    /// Whether its page asks to log in and accept terms first.
+    #[serde(default)]
+    pub gated: bool,
+    /// The files a run needs; `*` stands for anything but `/`.
+    #[serde(default = "files_of_any")]
+    pub files: Vec<String>,
+}
+
+/// Folders of a pipeline that a run needs; what else a repository has, a safety checker or other formats, stays there.
+const PARTS: &[&str] = &[
+    "scheduler",
+    "tokenizer",
+    "tokenizer_2",
+    "text_encoder",
+    "text_encoder_2",
+    "image_encoder",
+    "feature_extractor",
+    "unet",
+    "vae",
+];
+
+impl Upstream {
+    /// A repository nothing is known about.
+    pub fn unknown(repo: &str) -> Self {
+        Self {
+            repo: repo.to_owned(),
+            revision: main_branch(),
+            variant: None,
+            gated: false,
+            files: files_of_any(),
+        }
+    }
+}
+
+fn main_branch() -> String {
+    "main".to_owned()
+}
+
+/// Configs, tokenizers and safetensors of every part that any pipeline has.
+fn files_of_any() -> Vec<String> {
+    let parts = PARTS
+        .iter()
+        .flat_map(|part| ["json", "txt", "safetensors"].map(|ending| format!("{part}/*.{ending}")));
+    std::iter::once("model_index.json".to_owned()).chain(parts).collect()
 }
 
 /// Defaults of an image-to-video model.
@@ -75,7 +134,7 @@ pub(super) struct Written {
     pub(super) folder: Option<PathBuf>,
     pub(super) task: Option<Task>,
     title: Option<String>,
-    family: Option<String>,
+    pub(super) family: Option<String>,
     licence: Option<String>,
     source: Option<String>,
     native_width: Option<u32>,
@@ -89,6 +148,7 @@ pub(super) struct Written {
     negative: Option<String>,
     memory_mb: Option<u32>,
     video: Option<WrittenVideo>,
+    upstream: Option<Upstream>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -162,6 +222,7 @@ pub(super) fn complete(
         negative: written.negative.or(defaults.negative),
         memory_mb: written.memory_mb.or(defaults.memory_mb),
         video,
+        upstream: written.upstream.or(defaults.upstream),
     };
     check(path, &manifest)?;
     Ok(manifest)
@@ -180,6 +241,52 @@ fn complete_video(written: WrittenVideo, defaults: VideoManifest) -> VideoManife
         max_guidance: written.max_guidance.unwrap_or(defaults.max_guidance),
         decode_chunk: written.decode_chunk.unwrap_or(defaults.decode_chunk.min(frames)),
         max_runs: written.max_runs.unwrap_or_else(|| runs_of_a_minute(frames, native_fps)),
+    }
+}
+
+/// Licence and source of a model that does not say.
+pub(super) const UNKNOWN: &str = "unknown";
+
+/// What a family says about a model of the size `native`.
+pub(super) fn of_family(name: &str, family: &str, native: (u32, u32), multiple: u32) -> Manifest {
+    let (min_side, max_side) = side_range(native, multiple);
+    let (steps, guidance) = match family {
+        "stable-video-diffusion" => (25, 1.0),
+        "stable-diffusion-xl" => (30, 5.0),
+        _ => (30, 7.5),
+    };
+    Manifest {
+        title: name.to_owned(),
+        family: family.to_owned(),
+        licence: UNKNOWN.to_owned(),
+        source: UNKNOWN.to_owned(),
+        native_width: native.0,
+        native_height: native.1,
+        multiple,
+        min_side,
+        max_side,
+        steps,
+        guidance,
+        sampler: None,
+        negative: None,
+        memory_mb: None,
+        video: (family == "stable-video-diffusion").then(|| video_of(14)),
+        upstream: None,
+    }
+}
+
+/// What Stable Video Diffusion says about a model of so many frames.
+pub(super) fn video_of(frames: u32) -> VideoManifest {
+    VideoManifest {
+        frames,
+        model_fps: 7,
+        native_fps: 7.0,
+        motion: 127,
+        noise_aug: 0.02,
+        min_guidance: 1.0,
+        max_guidance: 3.0,
+        decode_chunk: 8.min(frames),
+        max_runs: runs_of_a_minute(frames, 7.0),
     }
 }
 
@@ -228,6 +335,24 @@ impl Check<'_> {
         Err(self.fault(field, value.to_string(), format!("a multiple of {multiple}")))
     }
 
+    fn upstream(&self, upstream: &Upstream) -> Result<(), Error> {
+        let text = |field, value: &str, fine: bool, allowed: &str| {
+            if fine {
+                return Ok(());
+            }
+            let value = format!("`{}`", value.escape_debug());
+            Err(self.fault(field, value, allowed.to_owned()))
+        };
+        let Upstream { repo, revision, variant, files, .. } = upstream;
+        text("upstream.repo", repo, is_repo(repo), "`organisation/name`")?;
+        text("upstream.revision", revision, is_name(revision), "a branch, a tag or a commit")?;
+        let variant = variant.as_deref().unwrap_or("fp16");
+        text("upstream.variant", variant, !variant.contains('/') && is_name(variant), "a word")?;
+        let stray = files.iter().find(|file| !is_confined(Path::new(file)));
+        let stray = stray.map_or("", String::as_str);
+        text("upstream.files", stray, stray.is_empty(), "paths inside the repository")
+    }
+
     fn fault(&self, field: &'static str, value: String, allowed: String) -> Error {
         Error::OutOfRange { path: self.0.to_owned(), field, value, allowed }
     }
@@ -249,6 +374,9 @@ fn check(path: &Path, manifest: &Manifest) -> Result<(), Error> {
     if let Some(memory) = manifest.memory_mb {
         check.whole("memory_mb", memory, 1, 1 << 20)?;
     }
+    if let Some(upstream) = &manifest.upstream {
+        check.upstream(upstream)?;
+    }
     let Some(video) = &manifest.video else { return Ok(()) };
     check.whole("video.frames", video.frames, 2, 1000)?;
     check.whole("video.model_fps", video.model_fps, 1, 120)?;
@@ -267,7 +395,12 @@ pub(super) fn is_confined(path: &Path) -> bool {
         && path.components().all(|part| matches!(part, Component::Normal(_)))
 }
 
-fn is_name(name: &str) -> bool {
+/// `organisation/name`, as repositories on the hub are called.
+pub(super) fn is_repo(name: &str) -> bool {
+    name.split('/').count() == 2 && name.is_ascii() && is_name(name)
+}
+
+pub(super) fn is_name(name: &str) -> bool {
     let fits = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | '/');
     (1..=128).contains(&name.len()) && name.chars().all(fits) && is_confined(Path::new(name))
 }

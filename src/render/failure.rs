@@ -107,7 +107,10 @@ fn store_class(error: &store::Error) -> ErrorClass {
 pub(super) fn hub_class(error: &hub::Error) -> ErrorClass {
     match error {
         hub::Error::Unknown { .. }
+        | hub::Error::NotPulled { .. }
         | hub::Error::UnknownLora { .. }
+        | hub::Error::UnknownVae { .. }
+        | hub::Error::Ambiguous { .. }
         | hub::Error::WrongTask { .. } => ErrorClass::UnknownModel,
         hub::Error::PathEscape { .. } => ErrorClass::PathEscape,
         hub::Error::NotAModel { .. } | hub::Error::Unreadable { .. } => ErrorClass::MissingWeights,
