@@ -11,6 +11,7 @@ mod failure;
 mod history;
 mod inspect;
 mod list;
+mod models;
 mod output;
 mod render;
 mod request;
@@ -77,6 +78,8 @@ enum Command {
     List(list::Args),
     /// Make a video, or an image, right here, without Temporal
     Render(render::Args),
+    /// List, fetch, import, check and remove models
+    Models(models::Args),
     /// Say what a checkpoint, LoRA, PNG or mp4 is and how it was made
     Inspect(inspect::Args),
     /// Check that this machine can do it all, and say how to mend what cannot
@@ -171,6 +174,7 @@ async fn dispatch(command: Command, config: &Config, output: &mut Output) -> Res
         Command::Cancel(args) => cancel::cancel(args, config, output).await,
         Command::List(args) => list::list(args, config, output).await,
         Command::Render(args) => render::render(args, config, output).await,
+        Command::Models(args) => models::models(args, config, output),
         Command::Inspect(args) => inspect::inspect(&args, output),
         Command::Doctor(args) => doctor::doctor(args, config, output).await,
         Command::History(args) => history::history(args, config, output).await,

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 pub use source::{Error, Origin};
 use source::{Setting, Sources};
+pub use value::Secret;
 
 /// Every setting: its key in a configuration file, its variables (the first one found wins), and what it wants.
 const SETTINGS: &[Setting] = &[
@@ -19,6 +20,11 @@ const SETTINGS: &[Setting] = &[
     setting("cache_dir", &["GENVIDEO_CACHE_DIR"], "a folder"),
     setting("models_dirs", &["GENVIDEO_MODELS_DIR"], "a list of folders"),
     setting("hf_home", &["HF_HOME"], "a folder"),
+    setting("hf_cache", &["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"], "a folder"),
+    setting("hf_endpoint", &["HF_ENDPOINT"], "an address such as `https://example.org`"),
+    setting("hf_token", &["HF_TOKEN"], "an access token of the hub"),
+    setting("hf_offline", &["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"], SWITCH),
+    setting("extra_model_paths", &["GENVIDEO_EXTRA_MODEL_PATHS"], "a list of files"),
     setting("device", &["GENVIDEO_DEVICE"], "`auto`, `cpu`, `cuda`, `cuda:N` or `metal`"),
     setting("dtype", &["GENVIDEO_DTYPE"], "`auto`, `f32`, `f16` or `bf16`"),
     setting("image_model", &["GENVIDEO_IMAGE_MODEL"], "the name of a model"),
@@ -41,6 +47,8 @@ const SETTINGS: &[Setting] = &[
     ),
 ];
 
+/// What a setting wants that is on or off.
+const SWITCH: &str = "`1` or `0`";
 /// Names the configuration file itself.
 const CONFIG_VARIABLE: &str = "GENVIDEO_CONFIG";
 /// Variables of the test suite, which may stand in a `.env` beside ours.
@@ -108,8 +116,18 @@ pub struct Config {
     pub cache_dir: PathBuf,
     /// Folders that hold models, searched in this order.
     pub models_dirs: Vec<PathBuf>,
-    /// The Hugging Face folder, whose `hub` is the cache.
+    /// The Hugging Face folder, which holds the access token.
     pub hf_home: PathBuf,
+    /// The Hugging Face cache, where pulled models go.
+    pub hf_cache: PathBuf,
+    /// Where the hub is; `None` for the public one.
+    pub hf_endpoint: Option<String>,
+    /// The access token for it, when it is not in the file `token` of the Hugging Face folder.
+    pub hf_token: Option<Secret>,
+    /// Whether even a pull may not go to the hub.
+    pub hf_offline: bool,
+    /// Files in the format of ComfyUI's `extra_model_paths.yaml`, beside those in models folders.
+    pub extra_model_paths: Vec<PathBuf>,
     /// `auto`, `cpu`, `cuda`, `cuda:N`, `metal`.
     pub device: String,
     /// `auto`, `f32`, `f16`, `bf16`.
@@ -179,6 +197,8 @@ impl Config {
             sources.or_default("models_dirs", models_dirs, || vec![data_dir.join("models")]);
         let hf_home = sources.path("hf_home")?;
         let hf_home = sources.or_default("hf_home", hf_home, || base.cache.join("huggingface"));
+        let hf_cache = sources.path("hf_cache")?;
+        let hf_cache = sources.or_default("hf_cache", hf_cache, || hf_home.join("hub"));
         let mut text = |key, read: fn(&str) -> Option<String>, default: &str| {
             let value = sources.one(key, read)?;
             Ok::<_, Error>(sources.or_default(key, value, || default.to_owned()))
@@ -195,6 +215,10 @@ impl Config {
         let drain_deadline =
             sources.or_default("drain_deadline", drain_deadline, || Duration::from_secs(30));
         Ok(Self {
+            hf_endpoint: sources.one("hf_endpoint", value::endpoint)?,
+            hf_token: sources.one("hf_token", value::secret)?,
+            hf_offline: sources.one("hf_offline", value::switch)?.unwrap_or(false),
+            extra_model_paths: sources.paths("extra_model_paths")?.unwrap_or_default(),
             image_model: sources.one("image_model", value::name)?,
             video_model: sources.one("video_model", value::name)?,
             temporal_address: sources.one("temporal_address", value::address)?,
@@ -204,6 +228,7 @@ impl Config {
             cache_dir,
             models_dirs,
             hf_home,
+            hf_cache,
             device,
             dtype,
             namespace,

@@ -5,8 +5,11 @@
 //! a file, those in the trees of ComfyUI and A1111 among them), the pair built into the program, the Hugging Face
 //! cache (`org/repo`), and as an absolute path. Reading the weights is the engine's job. Start from [`Library`].
 
+pub mod import;
+pub mod installed;
 pub mod known;
 pub mod manifest;
+pub mod pull;
 
 mod digest;
 mod embedded;
@@ -15,7 +18,10 @@ mod file;
 mod folder;
 mod lock;
 mod near;
+mod pull_error;
+mod remote;
 mod trees;
+mod wanted;
 
 use std::collections::HashSet;
 use std::fs;
@@ -25,6 +31,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use error::Error;
+pub use lock::{Lock, Locked};
 pub use manifest::{Manifest, Upstream, VideoManifest};
 use trees::{Kind, Trees};
 
@@ -218,6 +225,11 @@ impl Library {
     /// The built-in model for `task`, unpacked.
     pub fn default(&self, task: Task) -> Result<Model, Error> {
         self.find(embedded::default_name(task), task)
+    }
+
+    /// How many files the built-in model `name` has.
+    pub fn built_in_files(&self, name: &str) -> usize {
+        embedded::files_of(name)
     }
 
     /// The Hugging Face cache: where a pull puts models.

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::hub::{self, pull};
 use crate::job::class::{ErrorClass, Fault};
 use crate::{client, config, devserver, render, store, worker};
 
@@ -72,6 +73,44 @@ impl From<render::Error> for Failure {
     fn from(error: render::Error) -> Self {
         let failure = Self::of(render::class(&error), error.to_string());
         with_hint(failure, render::hint(&error))
+    }
+}
+
+impl From<hub::Error> for Failure {
+    fn from(error: hub::Error) -> Self {
+        render::Error::from(error).into()
+    }
+}
+
+impl From<pull::Error> for Failure {
+    fn from(error: pull::Error) -> Self {
+        let error = match error {
+            pull::Error::Local(error) => return error.into(),
+            error => error,
+        };
+        // Whatever is in the way, a model is missing.
+        let missing =
+            |code: &str| Self::new(ErrorClass::UnknownModel.exit_code(), code, error.to_string());
+        let of = |class| Self::of(class, error.to_string());
+        let failure = match &error {
+            pull::Error::Offline { .. } => Self::new(exit::CONFIG, "OFFLINE", error.to_string()),
+            pull::Error::Gated { .. } => missing("GATED"),
+            pull::Error::Unauthorized { .. } => missing("UNAUTHORIZED"),
+            pull::Error::NoRepo { .. } | pull::Error::NoRevision { .. } => {
+                of(ErrorClass::UnknownModel)
+            }
+            pull::Error::NoFile { .. } | pull::Error::NotAModel { .. } => {
+                of(ErrorClass::MissingWeights)
+            }
+            pull::Error::OnlyPickles { .. } => of(ErrorClass::UnsupportedWeights),
+            pull::Error::NoSpace { .. } => of(ErrorClass::DiskFull),
+            pull::Error::Hash { .. } => of(ErrorClass::WeightsHash),
+            pull::Error::Busy { .. }
+            | pull::Error::Connection(_)
+            | pull::Error::Answer { .. }
+            | pull::Error::Local(_) => missing("HUB_UNREACHABLE"),
+        };
+        with_hint(failure, error.hint())
     }
 }
 

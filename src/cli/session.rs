@@ -14,7 +14,7 @@ use super::signals::Signals;
 use crate::client::{Jobs, Target};
 use crate::config::{Config, Origin};
 use crate::devserver::{self, DevServer};
-use crate::hub::{Library, Places};
+use crate::hub::{Extras, Library, Places};
 use crate::render::{Renderer, Settings};
 use crate::store::Store;
 use crate::worker::{self, WorkerSettings};
@@ -188,11 +188,17 @@ pub(crate) fn store_folder(config: &Config) -> PathBuf {
 
 /// The models of this machine.
 pub(crate) fn library(config: &Config) -> Library {
-    Library::open(Places {
+    let places = Places {
         models_dirs: config.models_dirs.clone(),
         cache_dir: config.cache_dir.clone(),
         hf_home: config.hf_home.clone(),
-    })
+    };
+    let usual = config.hf_home.join("hub");
+    let extras = Extras {
+        hf_cache: Some(config.hf_cache.clone()).filter(|cache| *cache != usual),
+        extra_model_paths: config.extra_model_paths.clone(),
+    };
+    Library::open_with(places, extras)
 }
 
 /// What makes pictures: the store, the models and the device of the configuration.

@@ -10,8 +10,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::dotenv;
-use super::{CONFIG_VARIABLE, Flags, Resolved, SETTINGS, SYSTEM_FILE, TEST_VARIABLES};
+use super::{CONFIG_VARIABLE, Flags, Resolved, SETTINGS, SWITCH, SYSTEM_FILE, TEST_VARIABLES};
 
+/// The setting whose value goes into no message.
+const SECRET: &str = "hf_token";
 /// Largest configuration file or `.env`.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -276,7 +278,9 @@ impl<'a> Sources<'a> {
         };
         let text = raw.items.join(" ");
         let origin = raw.origin.clone();
-        let Some(value) = read(&text) else {
+        let value = read(&text);
+        let text = if key == SECRET { "(not shown)".to_owned() } else { text };
+        let Some(value) = value else {
             return Err(Error::Value { origin, value: text, wanted: wanted(key) });
         };
         self.note(key, text, origin);
@@ -381,6 +385,7 @@ fn items(setting: &Setting, value: &toml::Value) -> Option<Vec<String>> {
         toml::Value::String(text) => Some(vec![text.clone()]),
         toml::Value::Integer(number) if is_number(setting) => Some(vec![number.to_string()]),
         toml::Value::Float(number) if is_number(setting) => Some(vec![number.to_string()]),
+        toml::Value::Boolean(on) if setting.wanted == SWITCH => Some(vec![on.to_string()]),
         toml::Value::Array(list) if is_list(setting) => {
             list.iter().map(|item| item.as_str().map(str::to_owned)).collect()
         }

@@ -65,6 +65,13 @@ pub(super) fn named(cache_dir: &Path, name: &str) -> Option<Model> {
     PAIR.iter().find(|built_in| built_in.name == name).map(|built_in| built_in.model(cache_dir))
 }
 
+/// How many files the built-in model of that name has.
+pub(super) fn files_of(name: &str) -> usize {
+    PAIR.iter()
+        .find(|built_in| built_in.name == name)
+        .map_or(0, |built_in| (built_in.names)().len())
+}
+
 /// Makes sure that the files of `name` lie in its folder, intact.
 pub(super) fn unpack(cache_dir: &Path, name: &str) -> Result<(), Error> {
     let Some(built_in) = PAIR.iter().find(|built_in| built_in.name == name) else { return Ok(()) };

@@ -57,6 +57,14 @@ pub enum Error {
         /// The files.
         paths: Vec<PathBuf>,
     },
+    /// An import under a name that is taken.
+    #[error("the name `{name}` is taken by `{}`", path.display())]
+    Taken {
+        /// The name.
+        name: String,
+        /// What has it.
+        path: PathBuf,
+    },
     /// There is one, for the other task.
     #[error("`{name}` is a model for {found}, one for {wanted} is needed")]
     WrongTask {
@@ -154,6 +162,9 @@ impl Error {
             Self::UnknownLora { searched, .. } => Some(put_below("loras", searched)),
             Self::UnknownVae { searched, .. } => Some(put_below("vae", searched)),
             Self::Ambiguous { names, .. } => Some(format!("say which: {}", either(names))),
+            Self::Taken { name, .. } => Some(format!(
+                "choose another with `--name`, or `genvideo models remove {name}` first"
+            )),
             Self::WrongTask { wanted: Task::TextToImage, .. } => {
                 Some("image-to-video models go into `video_model`".to_owned())
             }

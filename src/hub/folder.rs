@@ -50,16 +50,7 @@ pub(super) fn describe_configs(
     source: Source,
 ) -> Result<Model, Error> {
     let index = read_json(configs, folder, "model_index.json")?;
-    let class = index.get("_class_name").and_then(Value::as_str).unwrap_or_default();
-    let unsupported = || Error::Unsupported {
-        folder: folder.to_owned(),
-        class: class.escape_debug().to_string(),
-    };
-    let task = match class {
-        "StableDiffusionPipeline" | "StableDiffusionXLPipeline" => Task::TextToImage,
-        "StableVideoDiffusionPipeline" => Task::ImageToVideo,
-        _ => return Err(unsupported()),
-    };
+    let (class, task) = class_of(&index, folder)?;
     let unet = read_json(configs, folder, "unet/config.json")?;
     let vae = read_json(configs, folder, "vae/config.json")?;
     let defaults = defaults(name, class, &unet, &vae);
@@ -73,6 +64,28 @@ pub(super) fn describe_configs(
     let name = written.name.clone().unwrap_or_else(|| name.to_owned());
     let manifest = manifest::complete(&path, written, defaults)?;
     Ok(Model { name, task, folder: folder.to_owned(), manifest, source })
+}
+
+/// The pipeline that a `model_index.json` names, and what it does.
+fn class_of<'a>(index: &'a Value, folder: &Path) -> Result<(&'a str, Task), Error> {
+    let class = index.get("_class_name").and_then(Value::as_str).unwrap_or_default();
+    match class {
+        "StableDiffusionPipeline" | "StableDiffusionXLPipeline" => Ok((class, Task::TextToImage)),
+        "StableVideoDiffusionPipeline" => Ok((class, Task::ImageToVideo)),
+        _ => Err(Error::Unsupported {
+            folder: folder.to_owned(),
+            class: class.escape_debug().to_string(),
+        }),
+    }
+}
+
+/// Refuses the `model_index.json` at `path`, of the repository `repo`, when nobody here can run its pipeline.
+pub(super) fn check_class(path: &Path, repo: &str) -> Result<(), Error> {
+    let index = serde_json::from_str(&read_small(path)?).map_err(|error| Error::Malformed {
+        path: Path::new(repo).join("model_index.json"),
+        message: error.to_string(),
+    })?;
+    class_of(&index, Path::new(repo)).map(drop)
 }
 
 /// The model called `name` in a models folder: by the name of its manifest file, of its folder, or in its manifest.

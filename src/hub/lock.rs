@@ -25,6 +25,9 @@ pub struct Lock {
     /// The commit it was at the time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
+    /// Where in the models folder a symbolic link stands for it all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linked: Option<String>,
     /// Files by their path in the model's folder.
     pub files: Vec<Locked>,
 }
@@ -61,8 +64,9 @@ impl Lock {
             path: path.to_owned(),
             message: error.to_string().trim_end().to_owned(),
         })?;
-        match lock.files.iter().find(|file| !is_confined(Path::new(&file.path))) {
-            Some(file) => Err(Error::PathEscape { path: file.path.escape_debug().to_string() }),
+        let mut paths = lock.files.iter().map(|file| &file.path).chain(&lock.linked);
+        match paths.find(|path| !is_confined(Path::new(path))) {
+            Some(path) => Err(Error::PathEscape { path: path.escape_debug().to_string() }),
             None => Ok(Some(lock)),
         }
     }

@@ -117,6 +117,7 @@ pub(super) fn hub_class(error: &hub::Error) -> ErrorClass {
         hub::Error::Unsupported { .. } => ErrorClass::ConfigUnsupported,
         hub::Error::Malformed { .. } => ErrorClass::CorruptConfig,
         hub::Error::OutOfRange { .. } => ErrorClass::ConfigOutOfRange,
+        hub::Error::Taken { .. } => ErrorClass::Conflict,
         hub::Error::DiskFull { .. } => ErrorClass::DiskFull,
         hub::Error::Unwritable { .. } => ErrorClass::OutputUnwritable,
     }

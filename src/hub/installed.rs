@@ -1,0 +1,233 @@
+//! Models that were pulled or imported, by their lock files: are their files as they were, and away with them.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::error::writing;
+use super::folder::{repo_folder, snapshot, sorted};
+use super::lock::{Lock, Locked};
+use super::{Error, Library, digest, known};
+
+/// A model that was pulled or imported.
+#[derive(Clone, Debug)]
+pub struct Installed {
+    /// What it is called here.
+    pub name: String,
+    /// What its lock file says; `None` for a pull that did not come to its end.
+    pub lock: Option<Lock>,
+    place: Place,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    /// A repository's folder in the Hugging Face cache.
+    Repo(PathBuf),
+    /// A models folder.
+    Dir(PathBuf),
+}
+
+/// A file that is not what it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl Library {
+    /// The pulled or imported model called `name`.
+    pub fn installed(&self, name: &str) -> Result<Option<Installed>, Error> {
+        super::confine(name)?;
+        for dir in &self.places.models_dirs {
+            if let Some(lock) = Lock::read(&Lock::of_import(dir, name))? {
+                let place = Place::Dir(dir.clone());
+                return Ok(Some(Installed { name: name.to_owned(), lock: Some(lock), place }));
+            }
+        }
+        let known = known::named(name);
+        let repo = known.as_ref().map_or(name, |known| &known.upstream.repo);
+        let folder = repo_folder(&self.hf_cache(), repo);
+        let lock = Lock::read(&Lock::of_repo(&folder))?;
+        if lock.is_none() && !folder.join(PULL_MARK).exists() {
+            return Ok(None);
+        }
+        let name = known.map_or_else(|| name.to_owned(), |known| known.name.to_owned());
+        Ok(Some(Installed { name, lock, place: Place::Repo(folder) }))
+    }
+
+    /// Names of all pulled and imported models.
+    pub fn installed_names(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for path in self.places.models_dirs.iter().flat_map(|dir| sorted(dir)) {
+            if path.extension().is_some_and(|ending| ending == "lock") && path.is_file() {
+                names.push(path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
+            }
+        }
+        for folder in sorted(&self.hf_cache()) {
+            let name = folder.file_name().unwrap_or_default().to_string_lossy();
+            if let Some(repo) = name.strip_prefix("models--")
+                && Lock::of_repo(&folder).is_file()
+            {
+                let repo = repo.replacen("--", "/", 1);
+                names.push(known::named(&repo).map_or(repo, |known| known.name.to_owned()));
+            }
+        }
+        names
+    }
+
+    /// Files of the Hugging Face cache's model `name` that are not what the names of their blobs say: a model that
+    /// another program put there has no lock file.
+    pub fn verify_by_blobs(&self, name: &str) -> Result<(usize, Vec<Fault>), Error> {
+        let known = known::named(name);
+        let repo = known.as_ref().map_or(name, |known| &known.upstream.repo);
+        let Some(snapshot) = snapshot(&repo_folder(&self.hf_cache(), repo))? else {
+            return Ok((0, Vec::new()));
+        };
+        let (mut compared, mut faults) = (0, Vec::new());
+        for link in links(&snapshot) {
+            let target = fs::read_link(&link).unwrap_or_default();
+            let hash = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let found = match hash.len() {
+                64 => digest::sha256(&link),
+                40 => digest::git_blob(&link),
+                _ => continue,
+            };
+            compared += 1;
+            let what = match found {
+                Ok(found) if found == hash => continue,
+                Ok(found) => format!("its hash is {found}, wanted {hash}"),
+                Err(error) => error.to_string(),
+            };
+            faults.push(Fault { path: link, what });
+        }
+        Ok((compared, faults))
+    }
+}
+
+/// The file that says that a pull of ours was at work in a repository's folder.
+pub(super) const PULL_MARK: &str = "genvideo.pull";
+
+impl Installed {
+    /// The folder its files are in.
+    pub fn folder(&self) -> PathBuf {
+        let commit = self.lock.as_ref().and_then(|lock| lock.commit.clone());
+        match &self.place {
+            Place::Dir(dir) => dir.clone(),
+            Place::Repo(repo) => {
+                commit.map_or_else(|| repo.clone(), |commit| repo.join("snapshots").join(commit))
+            }
+        }
+    }
+
+    /// Bytes of its files.
+    pub fn bytes(&self) -> u64 {
+        self.files().iter().map(|file| file.bytes).sum()
+    }
+
+    /// Its files.
+    pub fn files(&self) -> &[Locked] {
+        self.lock.as_ref().map_or(&[], |lock| &lock.files)
+    }
+
+    /// Every file that is not as it was, with `hook` hearing of each before it is read.
+    pub fn verify(&self, hook: &mut dyn FnMut(&Locked)) -> Vec<Fault> {
+        let folder = self.folder();
+        let mut faults = Vec::new();
+        for file in self.files() {
+            hook(file);
+            if let Some(what) = file.fault(&folder) {
+                faults.push(Fault { path: folder.join(&file.path), what });
+            }
+        }
+        faults
+    }
+
+    /// Removes what the pull or the import put there, and nothing else.
+    pub fn remove(&self) -> Result<(), Error> {
+        let folder = self.folder();
+        let linked = self.lock.as_ref().and_then(|lock| lock.linked.clone());
+        if let Some(link) = linked {
+            take_away(&folder.join(link))?;
+        } else {
+            for file in self.files() {
+                remove_below(&folder, &file.path)?;
+            }
+        }
+        match &self.place {
+            Place::Dir(dir) => take_away(&Lock::of_import(dir, &self.name)),
+            Place::Repo(repo) => sweep(repo),
+        }
+    }
+}
+
+/// Removes a file, and the folders that it leaves empty.
+fn remove_below(folder: &Path, path: &str) -> Result<(), Error> {
+    let file = folder.join(path);
+    let parent = file.parent().unwrap_or(folder);
+    let inside = match (parent.canonicalize(), folder.canonicalize()) {
+        (Ok(parent), Ok(folder)) => parent.starts_with(folder),
+        _ => return Ok(()), // gone already
+    };
+    if !inside {
+        return Err(Error::PathEscape { path: file.display().to_string() });
+    }
+    take_away(&file)?;
+    let mut empty = Path::new(path).parent();
+    while let Some(path) = empty.filter(|path| !path.as_os_str().is_empty()) {
+        // It fails for one that is not empty.
+        if fs::remove_dir(folder.join(path)).is_err() {
+            break;
+        }
+        empty = path.parent();
+    }
+    Ok(())
+}
+
+/// Removes from a repository's folder what no snapshot links to, and all of it when no snapshot is left.
+fn sweep(repo: &Path) -> Result<(), Error> {
+    let snapshots = sorted(&repo.join("snapshots"));
+    for empty in &snapshots {
+        // It fails for one that is not empty.
+        let _ = fs::remove_dir(empty);
+    }
+    let linked: HashSet<PathBuf> = snapshots
+        .iter()
+        .flat_map(|snapshot| links(snapshot))
+        .filter_map(|link| link.canonicalize().ok())
+        .collect();
+    for blob in sorted(&repo.join("blobs")) {
+        if blob.canonicalize().is_ok_and(|blob| !linked.contains(&blob)) {
+            take_away(&blob)?;
+        }
+    }
+    take_away(&Lock::of_repo(repo))?;
+    take_away(&repo.join(PULL_MARK))?;
+    if sorted(&repo.join("snapshots")).is_empty() {
+        let gone = fs::remove_dir_all(repo.join("refs"));
+        gone.or_else(missing_is_fine).map_err(|source| writing(&repo.join("refs"), source))?;
+        for folder in [&repo.join("snapshots"), &repo.join("blobs"), repo] {
+            // What other programs left there keeps the folder.
+            let _ = fs::remove_dir(folder);
+        }
+    }
+    Ok(())
+}
+
+/// Files and links below a folder.
+fn links(folder: &Path) -> Vec<PathBuf> {
+    sorted(folder)
+        .into_iter()
+        .flat_map(|path| if path.is_dir() { links(&path) } else { vec![path] })
+        .collect()
+}
+
+fn take_away(path: &Path) -> Result<(), Error> {
+    fs::remove_file(path).or_else(missing_is_fine).map_err(|source| writing(path, source))
+}
+
+fn missing_is_fine(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
