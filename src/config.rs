@@ -27,6 +27,7 @@ const SETTINGS: &[Setting] = &[
     setting("extra_model_paths", &["GENVIDEO_EXTRA_MODEL_PATHS"], "a list of files"),
     setting("device", &["GENVIDEO_DEVICE"], "`auto`, `cpu`, `cuda`, `cuda:N` or `metal`"),
     setting("dtype", &["GENVIDEO_DTYPE"], "`auto`, `f32`, `f16` or `bf16`"),
+    setting("memory", &["GENVIDEO_MEMORY"], "`auto`, `low` or `full`"),
     setting("image_model", &["GENVIDEO_IMAGE_MODEL"], "the name of a model"),
     setting("video_model", &["GENVIDEO_VIDEO_MODEL"], "the name of a model"),
     setting("temporal_address", &["TEMPORAL_ADDRESS"], "an address such as `127.0.0.1:7233`"),
@@ -85,6 +86,8 @@ pub struct Flags {
     pub device: Option<String>,
     /// `--dtype`
     pub dtype: Option<String>,
+    /// `--memory`
+    pub memory: Option<String>,
     /// `--image-model`
     pub image_model: Option<String>,
     /// `--video-model`
@@ -132,6 +135,8 @@ pub struct Config {
     pub device: String,
     /// `auto`, `f32`, `f16`, `bf16`.
     pub dtype: String,
+    /// `auto`, `low`, `full`.
+    pub memory: String,
     /// Text-to-image model of jobs that name none.
     pub image_model: Option<String>,
     /// Image-to-video model of jobs that name none.
@@ -205,6 +210,7 @@ impl Config {
         };
         let device = text("device", value::device, "auto")?;
         let dtype = text("dtype", value::dtype, "auto")?;
+        let memory = text("memory", value::memory, "auto")?;
         let namespace = text("namespace", value::name, "default")?;
         let task_queue = text("task_queue", value::name, "generation-queue")?;
         let log = text("log", value::name, "warn,genvideo=info")?;
@@ -231,6 +237,7 @@ impl Config {
             hf_cache,
             device,
             dtype,
+            memory,
             namespace,
             task_queue,
             heartbeat_timeout,

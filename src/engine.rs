@@ -7,16 +7,19 @@
 pub mod config;
 pub mod denoise;
 pub mod device;
+pub mod estimate;
 pub mod inspect;
 pub mod noise;
 pub mod preprocess;
 pub mod prompt;
 pub mod sampler;
 pub mod schedule;
+pub mod tiling;
 pub mod weights;
 
 mod describe;
 mod error;
+mod residency;
 mod vocabulary;
 
 /// Building blocks shared by the models, with the fast CPU paths.
@@ -56,7 +59,8 @@ use std::ops::ControlFlow;
 pub use describe::{Description, Task, describe};
 pub use error::{Error, Result};
 pub use pipelines::stable_diffusion::{ImageModel, ImageOutput, ImageRequest};
-pub use pipelines::stable_video::{VideoModel, VideoRequest};
+pub use pipelines::stable_video::{VideoModel, VideoOutput, VideoRequest};
+pub use residency::Residency;
 pub use sampler::Sampler;
 pub use weights::{LoadOptions, LoraFile};
 

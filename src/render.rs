@@ -46,6 +46,8 @@ pub struct Settings {
     pub device: String,
     /// `auto`, `f32`, `f16` or `bf16`.
     pub dtype: String,
+    /// `auto`, `low` (one part of a model in memory at a time) or `full` (all of them).
+    pub memory: String,
     /// Compute threads; `None` takes what the machine has. Does not change results.
     pub threads: Option<usize>,
     /// Text-to-image model of jobs that name none; `None` takes the library's default.
@@ -145,6 +147,9 @@ pub struct Work {
     pub dtype: String,
     /// One sentence each.
     pub notes: Vec<String>,
+    /// How often weights were read from the disk.
+    #[serde(default)]
+    pub weights_read: u32,
     /// Wall-clock seconds by stage.
     pub seconds: BTreeMap<String, f64>,
 }
@@ -246,6 +251,11 @@ impl Renderer {
     /// The models this renderer chooses from.
     pub fn library(&self) -> &Library {
         &self.inner.settings.library
+    }
+
+    /// How often weights have been read from the disk.
+    pub fn weights_read(&self) -> u64 {
+        self.inner.desk.reads.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Decides models, sizes, counts and parameters of `job`, or names every reason why this machine cannot do it.

@@ -208,6 +208,7 @@ pub(crate) fn renderer(config: &Config, store: Store) -> Renderer {
         library: library(config),
         device: config.device.clone(),
         dtype: config.dtype.clone(),
+        memory: config.memory.clone(),
         threads: config.threads,
         image_model: config.image_model.clone(),
         video_model: config.video_model.clone(),

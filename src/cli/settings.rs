@@ -45,6 +45,9 @@ pub(crate) struct SettingsFlags {
     /// Number type: auto, f32, f16, bf16
     #[arg(long, global = true, value_name = "TYPE")]
     dtype: Option<String>,
+    /// How much of a model is in memory at once: auto, low, full
+    #[arg(long, global = true, value_name = "MODE")]
+    memory: Option<String>,
     /// Threads for computing on the CPU, or auto
     #[arg(long, global = true, value_name = "N")]
     threads: Option<String>,
@@ -60,6 +63,7 @@ impl SettingsFlags {
             models_dirs: self.models_dirs.clone(),
             device: self.device.clone(),
             dtype: self.dtype.clone(),
+            memory: self.memory.clone(),
             temporal_address: self.temporal_address.clone(),
             namespace: self.namespace.clone(),
             task_queue: self.task_queue.clone(),

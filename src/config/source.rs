@@ -166,6 +166,7 @@ impl<'a> Sources<'a> {
                 }
                 "device" => text(&flags.device),
                 "dtype" => text(&flags.dtype),
+                "memory" => text(&flags.memory),
                 "image_model" => text(&flags.image_model),
                 "video_model" => text(&flags.video_model),
                 "temporal_address" => text(&flags.temporal_address),

@@ -27,6 +27,12 @@ pub(super) fn dtype(text: &str) -> Option<String> {
     ["auto", "f32", "f16", "bf16"].contains(&text.as_str()).then_some(text)
 }
 
+/// How much of a model is in memory at once, in any case.
+pub(super) fn memory(text: &str) -> Option<String> {
+    let text = text.trim().to_ascii_lowercase();
+    ["auto", "low", "full"].contains(&text.as_str()).then_some(text)
+}
+
 /// `host:port`, with or without `http://` or `https://`.
 pub(super) fn address(text: &str) -> Option<String> {
     let text = name(text)?;

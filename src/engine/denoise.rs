@@ -84,7 +84,7 @@ pub fn denoise(
         let output = model(&scaled, schedule.timesteps[step], &mut || watch(Moment::Within(step)))?;
         let noise = schedule.draws(step).then(|| draw(step)).transpose()?;
         state = sampler::step(schedule, &state, &output.to_dtype(DType::F32)?, noise.as_ref())?;
-        check_finite(&state.latents, "the latents")?;
+        check_finite(&state.latents, "the latents", DType::F32)?;
         if watch(Moment::After(&state)).is_break() {
             return Err(Error::Stopped);
         }
@@ -119,9 +119,13 @@ pub fn rescale_guided(guided: &Tensor, conditional: &Tensor, part: f64) -> Resul
     Ok(((rescaled * part)? + (guided * (1.0 - part))?)?)
 }
 
-/// [`Error::NonFinite`] when `x` holds an infinity or a NaN.
-pub fn check_finite(x: &Tensor, stage: &'static str) -> Result<()> {
+/// Whether `x` holds neither an infinity nor a NaN.
+pub fn is_finite(x: &Tensor) -> Result<bool> {
     // Zero times an infinity or a NaN is a NaN, and one NaN makes the sum one.
-    let probe = (x.to_dtype(DType::F32)? * 0.0)?.sum_all()?.to_scalar::<f32>()?;
-    if probe == 0.0 { Ok(()) } else { Err(Error::NonFinite { stage }) }
+    Ok((x.to_dtype(DType::F32)? * 0.0)?.sum_all()?.to_scalar::<f32>()? == 0.0)
+}
+
+/// [`Error::NonFinite`] when `x`, made by a network of type `dtype`, holds an infinity or a NaN.
+pub fn check_finite(x: &Tensor, stage: &'static str, dtype: DType) -> Result<()> {
+    if is_finite(x)? { Ok(()) } else { Err(Error::NonFinite { stage, dtype: dtype.as_str() }) }
 }

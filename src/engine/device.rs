@@ -2,6 +2,8 @@
 //!
 //! `auto` takes the best GPU this build can drive and falls back to the CPU, keeping the reason.
 
+mod memory;
+
 use candle_core::{DType, Device};
 
 use super::{Error, Result};
@@ -39,6 +41,11 @@ impl Compute {
     /// The candle device.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Bytes that a run could take now, where that is known.
+    pub fn free_memory(&self) -> Option<u64> {
+        if self.device.is_cpu() { memory::free() } else { cuda_memory(&self.device) }
     }
 
     /// Why `auto` ended on the CPU.
@@ -114,6 +121,19 @@ fn cuda(ordinal: usize) -> Result<Device> {
     if cfg!(feature = "cuda") { Ok(Device::new_cuda(ordinal)?) } else { Err(not_built("cuda")) }
 }
 
+#[cfg(feature = "cuda")]
+fn cuda_memory(device: &Device) -> Option<u64> {
+    use candle_core::cuda_backend::cudarc::driver::result::mem_get_info;
+    device.as_cuda_device().ok()?.cuda_stream().context().bind_to_thread().ok()?;
+    let (free, _) = mem_get_info().ok()?;
+    u64::try_from(free).ok()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_memory(_: &Device) -> Option<u64> {
+    None
+}
+
 fn metal() -> Result<Device> {
     if cfg!(feature = "metal") { Ok(Device::new_metal(0)?) } else { Err(not_built("metal")) }
 }
@@ -133,5 +153,14 @@ pub fn keep_freed_memory() {
         libc::mallopt(libc::M_MMAP_MAX, 0);
         libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
         libc::mallopt(libc::M_TOP_PAD, 64 << 20);
+    }
+}
+
+/// Gives freed memory back to the system, after a model was dropped.
+pub fn give_back_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: `malloc_trim` releases free pages only.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }

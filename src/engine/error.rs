@@ -172,14 +172,16 @@ pub enum Error {
     /// The device has not enough memory for this run.
     #[error("out of memory: {problem}")]
     OutOfMemory {
-        /// What the driver said.
+        /// What the driver said, or what is needed and what is there.
         problem: String,
     },
     /// Numbers ran out of range: an infinity or a NaN.
-    #[error("{stage} holds values that are not finite")]
+    #[error("{stage} holds values that are not finite, computed in {dtype}")]
     NonFinite {
         /// Where it was seen.
         stage: &'static str,
+        /// The number type of the network that made them.
+        dtype: &'static str,
     },
     /// The hook asked to stop.
     #[error("stopped on request")]

@@ -96,6 +96,15 @@ impl Weights {
         entries.map(|(name, entry)| (name.as_str(), entry.shape.as_slice())).collect()
     }
 
+    /// Bytes of all tensors below this prefix as they are handed out.
+    pub fn bytes(&self) -> u64 {
+        let entries = self.store.entries.iter();
+        let ours = entries.filter(|(name, _)| name.starts_with(&self.prefix));
+        let numbers: usize =
+            ours.map(|(_, entry)| entry.shape.iter().product::<usize>()).sum();
+        numbers as u64 * self.dtype.size_in_bytes() as u64
+    }
+
     /// Number type of the tensors handed out.
     pub fn dtype(&self) -> DType {
         self.dtype

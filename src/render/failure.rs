@@ -40,7 +40,9 @@ pub fn hint(error: &Error) -> Option<String> {
         ErrorClass::UnsupportedWeights => {
             "weights are read as safetensors; other formats have to be converted first"
         }
-        ErrorClass::OutOfMemory => "ask for a smaller size, or choose `--device cpu`",
+        ErrorClass::OutOfMemory => {
+            "ask for a smaller size, or try `--memory low`, `--dtype f16` or `--device cpu`"
+        },
         ErrorClass::DeviceError => {
             "`--device cpu` works everywhere; `genvideo doctor` shows what the device says"
         }

@@ -81,7 +81,7 @@ fn generate(
         seed: order.plan.seed,
         ..ImageRequest::default()
     };
-    let (output, mut work) = infer(inner, plan, &request, hook)?;
+    let (output, mut work) = infer(inner, plan, request.clone(), hook)?;
     let (width, height) = order.plan.deliver;
     let started = Instant::now();
     let picture = still::cover(output.image(), width, height);
@@ -110,11 +110,11 @@ fn generate(
     })
 }
 
-/// Runs the model under the permit; when memory is short, once more with everything else unloaded.
+/// Runs the model under the permit; when memory runs out all the same, once more with as little of it as possible.
 fn infer(
     inner: &Inner,
     plan: &ImagePlan,
-    request: &ImageRequest,
+    mut request: ImageRequest,
     hook: &mut Hook<'_>,
 ) -> Result<(ImageOutput, Work), Error> {
     let folder = inner.settings.library.find(&plan.lookup, Task::TextToImage)?.folder;
@@ -126,9 +126,11 @@ fn infer(
     let mut permit = inner.desk.wait(hook)?;
     for last_try in [false, true] {
         let started = Instant::now();
-        let (model, compute) = permit.image(&inner.settings, &wanted, hook)?;
+        let memory = if last_try { "low" } else { &inner.settings.memory };
+        let (model, ready) =
+            permit.image(&inner.settings, &wanted, (&mut request, memory), hook)?;
         let loaded = Instant::now();
-        match model.generate(request, &mut bridge(hook)) {
+        match model.generate(&request, &mut bridge(hook)) {
             Err(error) if !last_try && models::is_out_of_memory(&error) => permit.unload(),
             result => {
                 let output = result?;
@@ -136,8 +138,7 @@ fn infer(
                     ("image_load".to_owned(), super::seconds(loaded - started)),
                     ("image".to_owned(), super::seconds(loaded.elapsed())),
                 ]);
-                let (device, dtype) = (compute.name(), compute.dtype_name().to_owned());
-                return Ok((output, Work { device, dtype, notes: Vec::new(), seconds }));
+                return Ok((output, ready.work(seconds)));
             }
         }
     }

@@ -46,10 +46,11 @@ pub(super) fn gen_video(
         min_guidance: plan.min_guidance,
         max_guidance: plan.max_guidance,
         decode_chunk: plan.decode_chunk,
+        tiling: None,
         seed: order.plan.seed,
         run,
     };
-    let (made, work) = infer(inner, plan, &request, hook)?;
+    let (made, work) = infer(inner, plan, request, hook)?;
     let last = made.last().ok_or_else(|| Error::Frames("the model made no frame".to_owned()))?;
     let last_frame = store.put_work(&order.job_key, &still::png(last, &[]))?;
     let count =
@@ -58,29 +59,32 @@ pub(super) fn gen_video(
     Ok(FramesMade { run, frames, count, last_frame, work })
 }
 
-/// Runs the model under the permit; when memory is short, once more with everything else unloaded.
+/// Runs the model under the permit; when memory runs out all the same, once more with as little of it as possible.
 fn infer(
     inner: &Inner,
     plan: &VideoPlan,
-    request: &VideoRequest,
+    mut request: VideoRequest,
     hook: &mut Hook<'_>,
 ) -> Result<(Vec<RgbImage>, Work), Error> {
     let folder = inner.settings.library.find(&plan.lookup, Task::ImageToVideo)?.folder;
     let mut permit = inner.desk.wait(hook)?;
     for last_try in [false, true] {
         let started = Instant::now();
-        let (model, compute) = permit.video(&inner.settings, &folder, hook)?;
+        let memory = if last_try { "low" } else { &inner.settings.memory };
+        let (model, ready) =
+            permit.video(&inner.settings, &folder, (&mut request, memory), hook)?;
         let loaded = Instant::now();
-        match model.animate(request, &mut bridge(hook)) {
+        match model.animate(&request, &mut bridge(hook)) {
             Err(error) if !last_try && models::is_out_of_memory(&error) => permit.unload(),
             result => {
-                let frames = result?;
+                let output = result?;
                 let seconds = BTreeMap::from([
                     ("video_load".to_owned(), super::seconds(loaded - started)),
                     ("video".to_owned(), super::seconds(loaded.elapsed())),
                 ]);
-                let (device, dtype) = (compute.name(), compute.dtype_name().to_owned());
-                return Ok((frames, Work { device, dtype, notes: Vec::new(), seconds }));
+                let mut work = ready.work(seconds);
+                work.notes.extend(output.notes);
+                return Ok((output.frames, work));
             }
         }
     }

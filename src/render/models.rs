@@ -1,17 +1,26 @@
 //! The device's one permit and the models that stay loaded between jobs.
 //!
+//! What a run needs is estimated before it starts and held against what is there: that decides whether all parts of a
+//! model are in memory together, which other models may stay beside it, and whether the run is refused.
+//!
 //! The permit is the ownership of [`Models`]: a blocking thread takes them off the [`Desk`], its [`Permit`] lays them
 //! back. So no two inferences run at once on a device, a dropped future cannot free the device while a thread still
 //! computes, and waiting in line can be stopped by the hook.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{Error, Hook, Report, Settings, report};
+use super::{Error, Hook, Report, Settings, Work, report};
 use crate::engine::device::{self, Compute};
-use crate::engine::{self, ImageModel, LoadOptions, LoraFile, StepEvent, VideoModel};
+use crate::engine::estimate::{self, Need};
+use crate::engine::{
+    self, ImageModel, ImageRequest, LoadOptions, LoraFile, Residency, StepEvent, VideoModel,
+    VideoRequest,
+};
 
 /// How often a thread that waits for the device asks the hook whether to go on waiting.
 const ASK_EVERY: Duration = Duration::from_millis(100);
@@ -20,18 +29,56 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 pub(super) struct Desk {
     models: Mutex<Option<Models>>,
     laid_back: Condvar,
+    /// How often weights were read from the disk.
+    pub(super) reads: AtomicU64,
 }
 
-/// The device and the models last used.
+/// The device and the loaded models, the one used last at the end.
 #[derive(Default)]
 pub(super) struct Models {
     compute: Option<Compute>,
-    image: Option<(WithLoras, ImageModel)>,
-    video: Option<(PathBuf, VideoModel)>,
+    loaded: Vec<Loaded>,
+}
+
+/// A model with what is known about it.
+struct Loaded {
+    key: WithLoras,
+    residency: Residency,
+    /// Bytes of its weights in memory.
+    bytes: u64,
+    model: Model,
+}
+
+enum Model {
+    Image(ImageModel),
+    Video(VideoModel),
 }
 
 /// A model's folder or file, and the LoRAs applied to it.
 pub(super) type WithLoras = (PathBuf, Vec<LoraFile>);
+
+/// How a run will go.
+pub(super) struct Ready {
+    /// Where.
+    pub(super) compute: Compute,
+    /// How often weights are read from the disk for it.
+    pub(super) weights_read: u32,
+    /// What the user should know.
+    pub(super) notes: Vec<String>,
+}
+
+impl Ready {
+    /// The record of a run that took `seconds`.
+    pub(super) fn work(self, seconds: BTreeMap<String, f64>) -> Work {
+        Work {
+            device: self.compute.name(),
+            dtype: self.compute.dtype_name().to_owned(),
+            notes: self.notes,
+            weights_read: self.weights_read,
+            seconds,
+        }
+    }
+}
 
 /// The right to compute. Dropped, it lets the next thread in.
 pub(super) struct Permit<'a> {
@@ -41,7 +88,11 @@ pub(super) struct Permit<'a> {
 
 impl Default for Desk {
     fn default() -> Self {
-        Self { models: Mutex::new(Some(Models::default())), laid_back: Condvar::new() }
+        Self {
+            models: Mutex::new(Some(Models::default())),
+            laid_back: Condvar::new(),
+            reads: AtomicU64::new(0),
+        }
     }
 }
 
@@ -73,49 +124,107 @@ impl Drop for Permit<'_> {
 }
 
 impl Permit<'_> {
-    /// The image model `wanted`, loaded unless it is the one last used.
+    /// The image model `wanted`, and `request` cut to the memory that is there.
     pub(super) fn image(
         &mut self,
         settings: &Settings,
         wanted: &WithLoras,
+        (request, memory): (&mut ImageRequest, &str),
         hook: &mut Hook<'_>,
-    ) -> Result<(&ImageModel, &Compute), Error> {
-        let Models { compute, image, video } = &mut self.models;
-        let compute = open(compute, settings)?;
-        let options = LoadOptions { loras: wanted.1.clone(), ..LoadOptions::default() };
-        keep(
-            image,
-            video,
-            wanted,
-            |hook| ImageModel::load_with(&wanted.0, &options, compute, &mut bridge(hook)),
-            hook,
-        )
-        .map(|model| (model, compute))
+    ) -> Result<(&ImageModel, Ready), Error> {
+        let compute = open(&mut self.models.compute, settings)?.clone();
+        let mut options = LoadOptions { loras: wanted.1.clone(), ..LoadOptions::default() };
+        let need = estimate::image(&wanted.0, &options, &compute, request)?;
+        let plan = self.models.room(&compute, wanted, &need, memory)?;
+        request.tiling = plan.tiled().then_some(LOW_SIDE);
+        options.residency = plan.residency;
+        let load = |hook: &mut Hook<'_>| {
+            let model =
+                ImageModel::load_with(&wanted.0, &options, &compute, &mut bridge(hook))?;
+            Ok(Model::Image(model))
+        };
+        let (model, ready) = self.take(&compute, wanted, &plan, &load, hook)?;
+        match model {
+            Model::Image(model) => Ok((model, ready)),
+            Model::Video(_) => Err(Error::Order("a video model makes no image".to_owned())),
+        }
     }
 
-    /// The video model in `folder`, loaded unless it is the one last used.
+    /// The video model in `folder`, and `request` cut to the memory that is there.
     pub(super) fn video(
         &mut self,
         settings: &Settings,
         folder: &Path,
+        (request, memory): (&mut VideoRequest, &str),
         hook: &mut Hook<'_>,
-    ) -> Result<(&VideoModel, &Compute), Error> {
-        let Models { compute, image, video } = &mut self.models;
-        let compute = open(compute, settings)?;
-        keep(
-            video,
-            image,
-            &folder.to_path_buf(),
-            |hook| VideoModel::load(folder, compute, &mut bridge(hook)),
-            hook,
-        )
-        .map(|model| (model, compute))
+    ) -> Result<(&VideoModel, Ready), Error> {
+        let compute = open(&mut self.models.compute, settings)?.clone();
+        let need = estimate::video(folder, &compute, request)?;
+        let wanted = (folder.to_path_buf(), Vec::new());
+        let plan = self.models.room(&compute, &wanted, &need, memory)?;
+        let mut notes = Vec::new();
+        if plan.tiled() {
+            request.tiling = Some(LOW_SIDE);
+            if request.decode_chunk.min(request.frames) > 1 {
+                notes.push("memory is low: frames were decoded one by one".to_owned());
+            }
+            request.decode_chunk = 1;
+        }
+        let load = |hook: &mut Hook<'_>| {
+            let bridge = &mut bridge(hook);
+            Ok(Model::Video(VideoModel::load_with(folder, plan.residency, &compute, bridge)?))
+        };
+        let (model, mut ready) = self.take(&compute, &wanted, &plan, &load, hook)?;
+        ready.notes.extend(notes);
+        match model {
+            Model::Video(model) => Ok((model, ready)),
+            Model::Image(_) => Err(Error::Order("an image model makes no video".to_owned())),
+        }
     }
 
     /// Drops every loaded model, so that the memory is free for another try.
     pub(super) fn unload(&mut self) {
-        self.models.image = None;
-        self.models.video = None;
+        self.models.loaded.clear();
+        device::give_back_memory();
+    }
+
+    /// The model `wanted`, loaded unless it is there. When the driver refuses memory, the others go.
+    fn take(
+        &mut self,
+        compute: &Compute,
+        wanted: &WithLoras,
+        plan: &MemoryPlan,
+        load: &dyn Fn(&mut Hook<'_>) -> Result<Model, engine::Error>,
+        hook: &mut Hook<'_>,
+    ) -> Result<(&Model, Ready), Error> {
+        let loaded = &mut self.models.loaded;
+        let there = loaded.iter().position(|model| model.key == *wanted);
+        let kept = there.map(|index| loaded.remove(index));
+        let kept = kept.filter(|model| model.residency == plan.residency);
+        let in_turn = plan.residency == Residency::InTurn;
+        let weights_read = u32::from(kept.is_none() || in_turn);
+        if weights_read > 0 {
+            let reads = self.desk.reads.fetch_add(1, Ordering::Relaxed) + 1;
+            tracing::info!(model = %wanted.0.display(), reads, in_turn, "reading weights");
+        }
+        let entry = match kept {
+            Some(entry) => entry,
+            None => {
+                let model = match load(hook) {
+                    Err(error) if is_out_of_memory(&error) && !loaded.is_empty() => {
+                        loaded.clear();
+                        load(hook)?
+                    }
+                    result => result?,
+                };
+                let (residency, bytes) = (plan.residency, if in_turn { 0 } else { plan.weights });
+                Loaded { key: wanted.clone(), residency, bytes, model }
+            }
+        };
+        let ready = Ready { compute: compute.clone(), weights_read, notes: plan.notes() };
+        loaded.push(entry);
+        let entry = loaded.last().expect("it was just put there");
+        Ok((&entry.model, ready))
     }
 }
 
@@ -127,71 +236,107 @@ fn open<'a>(compute: &'a mut Option<Compute>, settings: &Settings) -> Result<&'a
     Ok(compute.insert(opened))
 }
 
-/// Weight bytes that may stay loaded for the task that is not at work: small models stay both, large ones take turns.
-const BESIDE: u64 = 1 << 30;
+/// Pixels along one side of a tile while memory is low.
+const LOW_SIDE: u32 = 512;
 
-/// What a loaded model is told apart by.
-trait Key: PartialEq + Clone {
-    /// Its folder or file.
-    fn path(&self) -> &Path;
+/// What stays in memory during a run, and after it.
+struct MemoryPlan {
+    residency: Residency,
+    level: Level,
+    weights: u64,
 }
 
-impl Key for PathBuf {
-    fn path(&self) -> &Path {
-        self
+/// How much of a model is in memory at once, from quick to small. Only the last changes the numbers of a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    Together,
+    InTurn,
+    Tiled,
+}
+
+impl MemoryPlan {
+    fn tiled(&self) -> bool {
+        self.level == Level::Tiled
     }
-}
 
-impl Key for WithLoras {
-    fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-/// Fills `slot` with the model `wanted`. The old one goes first; when memory is short or the two are large, that of
-/// the other task too.
-fn keep<'a, K: Key, L: Key, M, O>(
-    slot: &'a mut Option<(K, M)>,
-    other: &mut Option<(L, O)>,
-    wanted: &K,
-    load: impl Fn(&mut Hook<'_>) -> Result<M, engine::Error>,
-    hook: &mut Hook<'_>,
-) -> Result<&'a M, Error> {
-    let kept = slot.take().filter(|(of, _)| of == wanted);
-    let entry = match kept {
-        Some(entry) => entry,
-        None => {
-            if other.as_ref().is_some_and(|(of, _)| {
-                weight_bytes(of.path()) + weight_bytes(wanted.path()) > BESIDE
-            }) {
-                *other = None;
+    fn notes(&self) -> Vec<String> {
+        let note = match self.level {
+            Level::Together => return Vec::new(),
+            Level::InTurn => "memory is low: the parts of the model were loaded one by one",
+            Level::Tiled => {
+                "memory is low: the parts of the model were loaded one by one, and decoding went in tiles"
             }
-            let loaded = match load(hook) {
-                Err(error) if is_out_of_memory(&error) && other.take().is_some() => load(hook)?,
-                result => result?,
-            };
-            (wanted.clone(), loaded)
-        }
-    };
-    Ok(&slot.insert(entry).1)
+        };
+        vec![note.to_owned()]
+    }
 }
 
-/// Bytes of the weight files below `folder`, or of the file that it is; what cannot be read counts for nothing.
-fn weight_bytes(folder: &Path) -> u64 {
-    if folder.is_file() {
-        return folder.metadata().map_or(0, |metadata| metadata.len());
-    }
-    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
-    let bytes = |entry: std::fs::DirEntry| {
-        let path = entry.path();
-        let is_weights = path.extension().is_some_and(|end| end == "safetensors");
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => weight_bytes(&path),
-            _ if is_weights => path.metadata().map_or(0, |metadata| metadata.len()),
-            _ => 0,
+impl Models {
+    /// Chooses how a run of `wanted` goes, and drops the models that have been unused longest until there is room.
+    fn room(
+        &mut self,
+        compute: &Compute,
+        wanted: &WithLoras,
+        need: &Need,
+        memory: &str,
+    ) -> Result<MemoryPlan, Error> {
+        let held: u64 = self.loaded.iter().map(|model| model.bytes).sum();
+        let have = compute.free_memory().map(|free| free + held);
+        let level = choose(memory, need, have)?;
+        let plan = |residency| MemoryPlan { residency, level, weights: need.weights };
+        let plan = plan(if level == Level::Together {
+            Residency::Together
+        } else {
+            Residency::InTurn
+        });
+        let Some(have) = have else { return Ok(plan) };
+        let others = |models: &[Loaded]| -> u64 {
+            models.iter().filter(|model| model.key != *wanted).map(|model| model.bytes).sum()
+        };
+        let most = have.saturating_sub(bytes_of(level, need)).min(have / 2);
+        let mut dropped = false;
+        while others(&self.loaded) > most {
+            let oldest = self.loaded.iter().position(|model| model.key != *wanted && model.bytes > 0);
+            let Some(oldest) = oldest else { break };
+            self.loaded.remove(oldest);
+            dropped = true;
         }
+        if dropped {
+            device::give_back_memory();
+        }
+        Ok(plan)
+    }
+}
+
+fn bytes_of(level: Level, need: &Need) -> u64 {
+    match level {
+        Level::Together => need.together,
+        Level::InTurn => need.in_turn,
+        Level::Tiled => need.tiled,
+    }
+}
+
+/// The quickest level that `memory` (`auto`, `low` or `full`) allows and that fits into `have` bytes.
+fn choose(memory: &str, need: &Need, have: Option<u64>) -> Result<Level, Error> {
+    let levels: &[Level] = match memory {
+        "full" => &[Level::Together],
+        "low" => &[Level::Tiled],
+        _ => &[Level::Together, Level::InTurn, Level::Tiled],
     };
-    entries.flatten().map(bytes).sum()
+    let Some(have) = have else { return Ok(levels[0]) };
+    let fits = |level: &&Level| bytes_of(**level, need) <= have;
+    levels.iter().find(fits).copied().ok_or_else(|| {
+        let least = levels.iter().map(|level| bytes_of(*level, need)).min().unwrap_or(0);
+        let problem =
+            format!("this run needs about {}, and {} are there", gib(least), gib(have));
+        Error::Engine(engine::Error::OutOfMemory { problem })
+    })
+}
+
+/// Bytes as people read them.
+#[expect(clippy::cast_precision_loss, reason = "one decimal of a GiB is shown")]
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
 /// Whether giving memory back may help.

@@ -191,6 +191,8 @@ fn receipt(order: &Order, made: &Made, facts: &Facts) -> Result<Vec<u8>, Error> 
         .video
         .as_ref()
         .map(|_| json!({ "threads": encode_video::ENCODER_THREADS, "crf": encode_video::CRF }));
+    let works = std::iter::once(&made.image.work).chain(made.runs.iter().map(|run| &run.work));
+    let weights_read: u32 = works.map(|work| work.weights_read).sum();
     let hash = |blob: &BlobRef| Value::from(blob.sha256.clone());
     let receipt = json!({
         "schema_version": SCHEMA_VERSION,
@@ -202,6 +204,7 @@ fn receipt(order: &Order, made: &Made, facts: &Facts) -> Result<Vec<u8>, Error> 
         "plan": order.plan,
         "sampler": made.image.sampler,
         "encode": encode,
+        "weights_read": weights_read,
         "files": {
             "image": hash(&made.image.delivered),
             "video": made.video.as_ref().map(|made| hash(&made.video)),

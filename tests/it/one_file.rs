@@ -105,6 +105,7 @@ fn a_job_draws_with_a_one_file_model_and_with_its_loras() {
         library: library(folder.path()),
         device: "cpu".to_owned(),
         dtype: "f32".to_owned(),
+        memory: "auto".to_owned(),
         threads: None,
         image_model: None,
         video_model: None,

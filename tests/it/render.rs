@@ -45,6 +45,7 @@ fn bench() -> Bench {
         library: Library::open(places),
         device: "cpu".to_owned(),
         dtype: "f32".to_owned(),
+        memory: "auto".to_owned(),
         threads: None,
         image_model: None,
         video_model: None,

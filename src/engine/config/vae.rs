@@ -2,10 +2,17 @@
 
 use std::path::Path;
 
+use candle_core::{DType, Tensor};
 use serde_json::json;
 
 use super::{COUNTS, Json, WIDTHS};
-use crate::engine::Result;
+use crate::engine::{Error, Result};
+
+/// Log variances beyond these are cut.
+const LOG_VARIANCES: (f64, f64) = (-30.0, 20.0);
+
+/// Pixels along one side of training pictures where a config does not tell.
+pub(super) const SAMPLE_SIZE: usize = 512;
 
 /// Widths and scaling of an image autoencoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +29,8 @@ pub struct VaeConfig {
     pub layers_per_block: usize,
     /// Groups of the norms.
     pub groups: usize,
+    /// Pixels along one side of the pictures it was trained on.
+    pub sample_size: usize,
     /// Latents are multiplied by it after encoding.
     pub scaling_factor: f64,
     /// Subtracted from latents before scaling.
@@ -67,6 +76,7 @@ impl VaeConfig {
             latent_channels: json.size("latent_channels", Some(4), COUNTS)?,
             layers_per_block: json.size("layers_per_block", Some(1), COUNTS)?,
             groups: json.size("norm_num_groups", Some(32), COUNTS)?,
+            sample_size: json.size_per_level("sample_size", Some(SAMPLE_SIZE), 2, 1..=8192)?[0],
             scaling_factor: json.float("scaling_factor", Some(0.18215), 1e-6..=1e6)?,
             shift_factor: json.float("shift_factor", Some(0.0), -1e6..=1e6)?,
             force_upcast: json.flag("force_upcast", true)?,
@@ -87,5 +97,21 @@ impl VaeConfig {
     /// Pixels along one side of a latent cell.
     pub fn factor(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
+    }
+
+    /// Latents as the UNet has them, drawn from `moments` (b, 2c, h, w) with standard normal `noise` (b, c, h, w).
+    pub fn sample(&self, moments: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        let halves = moments.to_dtype(DType::F32)?.chunk(2, 1)?;
+        let [mean, log_variance] = halves.as_slice() else {
+            return Err(Error::Internal("moments without two halves".into()));
+        };
+        let spread = (log_variance.clamp(LOG_VARIANCES.0, LOG_VARIANCES.1)? * 0.5)?.exp()?;
+        let z = (mean + (spread * noise)?)?;
+        Ok(((z - self.shift_factor)? * self.scaling_factor)?)
+    }
+
+    /// Latents as the UNet has them to what the decoder takes.
+    pub fn unscale(&self, latents: &Tensor) -> Result<Tensor> {
+        Ok(((latents / self.scaling_factor)? + self.shift_factor)?)
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::vae::SAMPLE_SIZE;
 use super::{COUNTS, Json, WIDTHS};
 use crate::engine::Result;
 use crate::engine::nn::activation::Activation;
@@ -145,6 +146,8 @@ pub struct VideoVaeConfig {
     pub block_out_channels: Vec<usize>,
     /// Resnets in a level of the encoder; the decoder has one more.
     pub layers_per_block: usize,
+    /// Pixels along one side of the pictures it was trained on.
+    pub sample_size: usize,
     /// Latents are divided by it before decoding.
     pub scaling_factor: f64,
     /// Whether half precision overflows in its encoder.
@@ -174,6 +177,7 @@ impl VideoVaeConfig {
             out_channels: json.size("out_channels", Some(3), 3..=3)?,
             latent_channels: json.size("latent_channels", Some(4), COUNTS)?,
             layers_per_block: json.size("layers_per_block", Some(1), COUNTS)?,
+            sample_size: json.size_per_level("sample_size", Some(SAMPLE_SIZE), 2, 1..=8192)?[0],
             scaling_factor: json.float("scaling_factor", Some(0.18215), 1e-6..=1e6)?,
             force_upcast: json.flag("force_upcast", true)?,
             block_out_channels,

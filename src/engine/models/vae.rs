@@ -11,14 +11,12 @@ use crate::engine::nn::attention::Attention;
 use crate::engine::nn::conv::{Conv2d, Conv2dSpec, Downsample, HalvingPad, Upsample};
 use crate::engine::nn::norm::GroupNorm;
 use crate::engine::nn::resnet::{ResnetBlock, ResnetSpec};
+use crate::engine::tiling::{self, Tiling};
 use crate::engine::weights::Weights;
-use crate::engine::{Error, Result};
+use crate::engine::Result;
 
 /// Epsilon of every norm in an autoencoder's encoder and in the image decoder.
 const EPS: f64 = 1e-6;
-
-/// Log variances beyond these are cut.
-const LOG_VARIANCES: (f64, f64) = (-30.0, 20.0);
 
 /// An image autoencoder.
 #[derive(Clone, Debug)]
@@ -58,6 +56,11 @@ impl Vae {
         &self.config
     }
 
+    /// Number type it computes in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// Pictures in -1..1 to mean and log variance of their latents, on channels: (b, 3, h, w) to (b, 2c, h/f, w/f).
     pub fn encode_moments(&self, pixels: &Tensor, pulse: &mut Pulse<'_>) -> Result<Tensor> {
         let moments = self.encoder.forward(&pixels.to_dtype(self.dtype)?, pulse)?;
@@ -67,20 +70,9 @@ impl Vae {
         }
     }
 
-    /// Latents as the UNet has them, drawn from `moments` (b, 2c, h, w) with standard normal `noise` (b, c, h, w).
+    /// As [`VaeConfig::sample`].
     pub fn sample(&self, moments: &Tensor, noise: &Tensor) -> Result<Tensor> {
-        let halves = moments.to_dtype(DType::F32)?.chunk(2, 1)?;
-        let [mean, log_variance] = halves.as_slice() else {
-            return Err(Error::Internal("moments without two halves".into()));
-        };
-        let spread = (log_variance.clamp(LOG_VARIANCES.0, LOG_VARIANCES.1)? * 0.5)?.exp()?;
-        let z = (mean + (spread * noise)?)?;
-        Ok(((z - self.config.shift_factor)? * self.config.scaling_factor)?)
-    }
-
-    /// Latents as the UNet has them to what the decoder takes.
-    pub fn unscale(&self, latents: &Tensor) -> Result<Tensor> {
-        Ok(((latents / self.config.scaling_factor)? + self.config.shift_factor)?)
+        self.config.sample(moments, noise)
     }
 
     /// Unscaled latents to pictures in about -1..1: (b, c, h, w) to (b, 3, fh, fw).
@@ -90,6 +82,16 @@ impl Vae {
             Some(conv) => self.decoder.forward(&conv.forward(&z)?, pulse),
             None => self.decoder.forward(&z, pulse),
         }
+    }
+
+    /// The same one tile at a time, in f32; latents that fit into one tile come out as from [`Self::decode`].
+    pub fn decode_tiled(
+        &self,
+        z: &Tensor,
+        tiling: Tiling,
+        pulse: &mut Pulse<'_>,
+    ) -> Result<Tensor> {
+        tiling::decode(z, tiling, self.config.factor(), &mut |tile| self.decode(tile, pulse))
     }
 }
 

@@ -12,6 +12,7 @@ use crate::engine::models::vae::{Encoder, EncoderSpec, SpatialAttention};
 use crate::engine::nn::conv::{Conv2d, Conv2dSpec, Upsample};
 use crate::engine::nn::norm::GroupNorm;
 use crate::engine::nn::video_resnet::{Blend, Epsilons, FrameConv, VideoResnet, in_pieces};
+use crate::engine::tiling::{self, Tiling};
 use crate::engine::weights::Weights;
 
 /// Epsilon of every norm but those of the temporal halves.
@@ -50,6 +51,11 @@ impl VideoEncoder {
         })
     }
 
+    /// Number type it computes in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// Pixels in [-1, 1], (b, 3, h, w), to the most likely latents (b, latent, h/8, w/8), not scaled.
     pub fn encode(&self, pixels: &Tensor, pulse: &mut Pulse<'_>) -> Result<Tensor> {
         let moments = self
@@ -68,6 +74,7 @@ pub struct VideoDecoder {
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
     time_conv_out: FrameConv,
+    factor: usize,
     dtype: DType,
 }
 
@@ -102,6 +109,7 @@ impl VideoDecoder {
                 config.out_channels,
                 config.out_channels,
             )?,
+            factor: config.factor(),
             dtype: weights.dtype(),
         })
     }
@@ -120,6 +128,21 @@ impl VideoDecoder {
         let double = || Upsample::load(&weights.pp("upsamplers.0"), channels);
         let resnets = (0..=config.layers_per_block).map(resnet).collect::<Result<_>>()?;
         Ok((resnets, (level > 0).then(double).transpose()?))
+    }
+
+    /// Number type it computes in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// As [`Self::decode`], one tile of all frames of the chunk at a time.
+    pub fn decode_tiled(
+        &self,
+        latents: &Tensor,
+        tiling: Tiling,
+        pulse: &mut Pulse<'_>,
+    ) -> Result<Tensor> {
+        tiling::decode(latents, tiling, self.factor, &mut |tile| self.decode(tile, pulse))
     }
 
     /// Latents of the frames of one chunk, (f, latent, h, w), already divided by the scaling factor, to pixels

@@ -5,6 +5,7 @@ pub mod text;
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{D, DType, Tensor};
 use image::RgbImage;
@@ -14,7 +15,7 @@ use crate::engine::config::scheduler::SchedulerConfig;
 use crate::engine::config::unet::UnetConfig;
 use crate::engine::config::vae::VaeConfig;
 use crate::engine::denoise::{
-    DenoiseState, Draw, Moment, Pulse, Watch, check_finite, denoise, guide, is_guided,
+    DenoiseState, Draw, Moment, Pulse, Watch, check_finite, denoise, guide, is_finite, is_guided,
     rescale_guided,
 };
 use crate::engine::describe::{Task, pipeline_class};
@@ -24,7 +25,9 @@ use crate::engine::models::vae::Vae;
 use crate::engine::noise::{self, Purpose, Stream};
 use crate::engine::preprocess::vae_pixels;
 use crate::engine::prompt::Syntax;
+use crate::engine::residency::{Part, Residency};
 use crate::engine::schedule::Schedule;
+use crate::engine::tiling::Tiling;
 use crate::engine::weights::{LoadOptions, Source};
 use crate::engine::{Error, Hook, Result, Sampler, StepEvent, tell};
 pub use request::{Conditions, Guidance, ImageOutput, ImageRequest, Sizes};
@@ -39,9 +42,13 @@ const MAX_BATCH: u32 = 256;
 /// A loaded text-to-image model.
 #[derive(Debug)]
 pub struct ImageModel {
-    text: TextEncoders,
-    unet: Unet,
-    vae: Vae,
+    text: Part<TextEncoders>,
+    unet: Part<Unet>,
+    vae: Part<Vae>,
+    /// The autoencoder once more, in f32.
+    wide_vae: Part<Vae>,
+    unet_config: UnetConfig,
+    vae_config: VaeConfig,
     scheduler: SchedulerConfig,
     notes: Vec<String>,
     compute: Compute,
@@ -77,24 +84,41 @@ impl ImageModel {
         check_fit(&unet_json, &towers, &unet, &vae)?;
         source.attach(&options.loras)?;
 
-        let (mut done, total) = (0, if two { 4 } else { 3 });
+        let notes = source.notes().to_vec();
+        let mut done = 0;
         let mut loaded = || -> Result<()> {
-            tell(hook, StepEvent::Load { done, total })?;
+            tell(hook, StepEvent::Load { done, total: 3 })?;
             done += 1;
             Ok(())
         };
         loaded()?;
-        let text = TextEncoders::load(&source, towers, zeros, compute, &mut loaded)?;
-        let unet = Unet::load(&source.weights("unet", compute)?, unet)?;
+        let (source, residency) = (Arc::new(source), options.residency);
+        let (of, on) = (source.clone(), compute.clone());
+        let text =
+            Part::new(residency, move || TextEncoders::load(&of, towers.clone(), zeros, &on))?;
         loaded()?;
-        let weights = source.weights("vae", compute)?;
-        // bf16 has too few digits for pixels.
-        let wide = vae.force_upcast || compute.dtype() == DType::BF16;
-        let weights = if wide { weights.with_dtype(DType::F32) } else { weights };
-        let vae = Vae::load(&weights, vae)?;
+        let (of, on, config) = (source.clone(), compute.clone(), unet.clone());
+        let read = move || Unet::load(&of.weights("unet", &on)?, config.clone());
+        let unet_part = Part::new(residency, read)?;
         loaded()?;
-        let notes = source.notes().to_vec();
-        Ok(Self { text, unet, vae, scheduler, notes, compute: compute.clone() })
+        let read_vae = |dtype: DType| {
+            let (of, on, config) = (source.clone(), compute.clone(), vae.clone());
+            move || Vae::load(&of.weights("vae", &on)?.with_dtype(dtype), config.clone())
+        };
+        let vae_part = Part::new(residency, read_vae(vae_dtype(&vae, compute)))?;
+        let wide_vae = Part::new(Residency::InTurn, read_vae(DType::F32))?;
+        loaded()?;
+        Ok(Self {
+            text,
+            unet: unet_part,
+            vae: vae_part,
+            wide_vae,
+            unet_config: unet,
+            vae_config: vae,
+            scheduler,
+            notes,
+            compute: compute.clone(),
+        })
     }
 
     /// Draws the pictures of `request`.
@@ -115,7 +139,16 @@ impl ImageModel {
             clip_skip: request.clip_skip.unwrap_or(0) as usize,
             syntax: Syntax::Weighted,
         };
-        let encoded = self.text.encode(&prompts, is_guided(request.guidance))?;
+        let mut notes = self.notes.clone();
+        notes.extend(note);
+        let encoded = {
+            let text = self.text.get()?;
+            notes.extend(text.note(&request.prompt)?);
+            text.encode(&prompts, is_guided(request.guidance))?
+        };
+        for row in std::iter::once(&encoded.positive).chain(&encoded.negative) {
+            check_finite(&row.embeds, "the encoded prompt", self.compute.dtype())?;
+        }
         let (tokens, tokens_cut) = (encoded.tokens, encoded.tokens_cut);
         let sizes = Sizes::whole(request.height, request.width);
         let conditions = Conditions::new(encoded, Some([sizes, sizes]));
@@ -124,39 +157,43 @@ impl ImageModel {
                 let pixels = vae_pixels(picture, request.width, request.height)?
                     .to_device(self.compute.device())?;
                 let mut pulse = || hook(StepEvent::EncodePrompt);
-                Some((self.encode_moments(&pixels, &mut pulse)?, schedule.start(*strength)))
+                let mut stage = VaeStage::start(self, "the encoded picture")?;
+                let moments = stage.run(&mut |vae| vae.encode_moments(&pixels, &mut pulse))?;
+                notes.extend(stage.note());
+                Some((moments, schedule.start(*strength)))
             }
             None => None,
         };
         let run = Run { schedule, conditions, init, shape };
-        let images = (0..request.batch)
-            .map(|item| self.draw(request, &run, item, hook))
-            .collect::<Result<_>>()?;
-        let notes = self
-            .notes
-            .iter()
-            .cloned()
-            .chain(note)
-            .chain(self.text.note(&request.prompt)?)
-            .collect();
+        let latents = {
+            let unet = self.unet.get()?;
+            (0..request.batch)
+                .map(|item| self.draw(&unet, request, &run, item, hook))
+                .collect::<Result<Vec<_>>>()?
+        };
+        let mut stage = VaeStage::start(self, "the picture")?;
+        let images = self.decode_all(&mut stage, &latents, self.tiling(request), hook)?;
+        notes.extend(stage.note());
         Ok(ImageOutput { images, tokens, tokens_cut, sampler: sampler.name().to_string(), notes })
     }
 
-    /// The `item`-th picture of the run, which no other picture has a part in.
+    /// Latents of the `item`-th picture of the run, which no other picture has a part in.
     fn draw(
         &self,
+        unet: &Unet,
         request: &ImageRequest,
         run: &Run,
         item: u32,
         hook: &mut Hook<'_>,
-    ) -> Result<RgbImage> {
+    ) -> Result<Tensor> {
         let device = self.compute.device();
         let seed = request.seed.wrapping_add(u64::from(item));
         let mut stream = Stream::of(seed, Purpose::InitLatents, 0);
         let state = match &run.init {
             Some((moments, start)) => {
                 // One stream for both, the encoder's first: the order of diffusers with one generator.
-                let latents = self.vae.sample(moments, &stream.tensor(run.shape, device)?)?;
+                let latents =
+                    self.vae_config.sample(moments, &stream.tensor(run.shape, device)?)?;
                 let noise = stream.tensor(run.shape, device)?;
                 DenoiseState::start_at(*start, &latents, &noise, &run.schedule)?
             }
@@ -176,15 +213,36 @@ impl ImageModel {
         };
         let guidance = Guidance { scale: request.guidance, rescale: 0.0 };
         let how = (&run.conditions, guidance);
-        let latents = self.denoise(state, &run.schedule, how, &mut fresh, &mut watch)?;
+        denoise_with(unet, state, &run.schedule, how, &mut fresh, &mut watch)
+    }
 
-        let mut decoded = |done| hook(StepEvent::Decode { done, total: request.batch });
-        check_told(decoded(item))?;
-        let pixels = self.decode(&latents, &mut || decoded(item))?;
-        check_finite(&pixels, "the picture")?;
-        let image = to_images(&pixels)?.swap_remove(0);
-        check_told(decoded(item + 1))?;
-        Ok(image)
+    /// The pictures of `latents`, one after the other.
+    fn decode_all(
+        &self,
+        stage: &mut VaeStage<'_>,
+        latents: &[Tensor],
+        tiling: Option<Tiling>,
+        hook: &mut Hook<'_>,
+    ) -> Result<Vec<RgbImage>> {
+        let total = count(latents.len());
+        let mut decoded = |done| hook(StepEvent::Decode { done, total });
+        let mut images = Vec::with_capacity(latents.len());
+        for (latents, item) in latents.iter().zip(0..) {
+            check_told(decoded(item))?;
+            let z = self.vae_config.unscale(latents)?;
+            let pixels = stage.run(&mut |vae| match tiling {
+                Some(tiling) => vae.decode_tiled(&z, tiling, &mut || decoded(item)),
+                None => vae.decode(&z, &mut || decoded(item)),
+            })?;
+            images.push(to_images(&pixels)?.swap_remove(0));
+            check_told(decoded(item + 1))?;
+        }
+        Ok(images)
+    }
+
+    /// How `request` is decoded.
+    fn tiling(&self, request: &ImageRequest) -> Option<Tiling> {
+        Tiling::asked(request.tiling, self.vae_config.sample_size, self.vae_config.factor())
     }
 
     /// The noise schedule and scheduler preferences of the folder.
@@ -193,20 +251,19 @@ impl ImageModel {
     }
 
     /// The text encoders.
-    pub fn text(&self) -> &TextEncoders {
-        &self.text
+    pub fn text(&self) -> Result<Arc<TextEncoders>> {
+        self.text.get()
     }
 
     /// The autoencoder.
-    pub fn vae(&self) -> &Vae {
-        &self.vae
+    pub fn vae(&self) -> Result<Arc<Vae>> {
+        self.vae.get()
     }
 
     /// Mean and log variance of the latents of pictures in -1..1: (b, 3, h, w) to (b, 2c, h/f, w/f) in f32.
     pub fn encode_moments(&self, pixels: &Tensor, pulse: &mut Pulse<'_>) -> Result<Tensor> {
-        let moments = self.vae.encode_moments(pixels, pulse)?.to_dtype(DType::F32)?;
-        check_finite(&moments, "the encoded picture")?;
-        Ok(moments)
+        let mut stage = VaeStage::start(self, "the encoded picture")?;
+        stage.run(&mut |vae| vae.encode_moments(pixels, pulse))
     }
 
     /// Latents (b, c, h, w) at the end of the run that is at `state`.
@@ -214,36 +271,17 @@ impl ImageModel {
         &self,
         state: DenoiseState,
         schedule: &Schedule,
-        (conditions, guidance): (&Conditions, Guidance),
+        how: (&Conditions, Guidance),
         draw: &mut Draw<'_>,
         watch: &mut Watch<'_>,
     ) -> Result<Tensor> {
-        let batch = state.latents.dim(0)?;
-        let rows = conditions.rows(batch)?;
-        let guided = conditions.negative.is_some();
-        let mut model = |x: &Tensor, timestep: f64, pulse: &mut Pulse<'_>| -> Result<Tensor> {
-            let x = if guided { Tensor::cat(&[x, x], 0)? } else { x.clone() };
-            let output = self
-                .unet
-                .forward(&x, timestep, &rows, &mut |_, _| pulse())?
-                .to_dtype(DType::F32)?;
-            if !guided {
-                return Ok(output);
-            }
-            let (unconditional, conditional) =
-                (output.narrow(0, 0, batch)?, output.narrow(0, batch, batch)?);
-            let guided = guide(&unconditional, &conditional, guidance.scale)?;
-            if guidance.rescale > 0.0 {
-                return rescale_guided(&guided, &conditional, guidance.rescale);
-            }
-            Ok(guided)
-        };
-        Ok(denoise(state, schedule, &mut model, draw, watch)?.latents)
+        denoise_with(&*self.unet.get()?, state, schedule, how, draw, watch)
     }
 
     /// Pictures in about -1..1, (b, 3, h, w), of latents as the UNet has them.
     pub fn decode(&self, latents: &Tensor, pulse: &mut Pulse<'_>) -> Result<Tensor> {
-        Ok(self.vae.decode(&self.vae.unscale(latents)?, pulse)?.to_dtype(DType::F32)?)
+        let z = self.vae_config.unscale(latents)?;
+        Ok(self.vae.get()?.decode(&z, pulse)?.to_dtype(DType::F32)?)
     }
 
     /// Shape of the latents of one picture of a valid request.
@@ -251,7 +289,7 @@ impl ImageModel {
         let refuse = |field, value: &dyn std::fmt::Display, wanted: String| {
             Err(Error::Request { field, value: value.to_string(), wanted })
         };
-        let factor = count(self.vae.config().factor());
+        let factor = count(self.vae_config.factor());
         for (field, side) in [("width", request.width), ("height", request.height)] {
             if side == 0 || side > MAX_SIDE || side % factor != 0 {
                 return refuse(field, &side, format!("a multiple of {factor} up to {MAX_SIDE}"));
@@ -272,7 +310,78 @@ impl ImageModel {
             }
         }
         let side = |pixels: u32| (pixels / factor) as usize;
-        Ok((1, self.unet.config().in_channels, side(request.height), side(request.width)))
+        Ok((1, self.unet_config.in_channels, side(request.height), side(request.width)))
+    }
+}
+
+/// The number type of the autoencoder of a model on `compute`.
+pub(in crate::engine) fn vae_dtype(config: &VaeConfig, compute: &Compute) -> DType {
+    // bf16 has too few digits for pixels.
+    let wide = config.force_upcast || compute.dtype() == DType::BF16;
+    if wide { DType::F32 } else { compute.dtype() }
+}
+
+/// Runs from `state` to the end of `schedule`: latents (b, c, h, w).
+fn denoise_with(
+    unet: &Unet,
+    state: DenoiseState,
+    schedule: &Schedule,
+    (conditions, guidance): (&Conditions, Guidance),
+    draw: &mut Draw<'_>,
+    watch: &mut Watch<'_>,
+) -> Result<Tensor> {
+    let batch = state.latents.dim(0)?;
+    let rows = conditions.rows(batch)?;
+    let guided = conditions.negative.is_some();
+    let mut model = |x: &Tensor, timestep: f64, pulse: &mut Pulse<'_>| -> Result<Tensor> {
+        let x = if guided { Tensor::cat(&[x, x], 0)? } else { x.clone() };
+        let output = unet.forward(&x, timestep, &rows, &mut |_, _| pulse())?;
+        check_finite(&output, "the denoiser's prediction", output.dtype())?;
+        let output = output.to_dtype(DType::F32)?;
+        if !guided {
+            return Ok(output);
+        }
+        let (unconditional, conditional) =
+            (output.narrow(0, 0, batch)?, output.narrow(0, batch, batch)?);
+        let guided = guide(&unconditional, &conditional, guidance.scale)?;
+        if guidance.rescale > 0.0 {
+            return rescale_guided(&guided, &conditional, guidance.rescale);
+        }
+        Ok(guided)
+    };
+    Ok(denoise(state, schedule, &mut model, draw, watch)?.latents)
+}
+
+/// Work with the autoencoder that is done over in f32 where half precision overflows.
+struct VaeStage<'a> {
+    model: &'a ImageModel,
+    what: &'static str,
+    vae: Arc<Vae>,
+    overflowed: Option<DType>,
+}
+
+impl<'a> VaeStage<'a> {
+    fn start(model: &'a ImageModel, what: &'static str) -> Result<Self> {
+        Ok(Self { model, what, vae: model.vae.get()?, overflowed: None })
+    }
+
+    /// The result of `work` in f32, finite; after an overflow all further work is done in f32.
+    fn run(&mut self, work: &mut dyn FnMut(&Vae) -> Result<Tensor>) -> Result<Tensor> {
+        let mut x = work(&self.vae)?;
+        let dtype = self.vae.dtype();
+        if dtype != DType::F32 && !is_finite(&x)? {
+            self.vae = self.model.wide_vae.get()?;
+            self.overflowed = Some(dtype);
+            x = work(&self.vae)?;
+        }
+        check_finite(&x, self.what, self.vae.dtype())?;
+        Ok(x.to_dtype(DType::F32)?)
+    }
+
+    fn note(&self) -> Option<String> {
+        let dtype = self.overflowed?.as_str();
+        let how = if self.what == "the picture" { "decoded" } else { "encoded" };
+        Some(format!("the VAE overflowed in {dtype}; {how} in f32"))
     }
 }
 

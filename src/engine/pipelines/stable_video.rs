@@ -4,7 +4,7 @@
 //! [`VideoModel::decode`]) can be called one by one with noise of one's own, as the tests do. Every step is the one
 //! of diffusers' `StableVideoDiffusionPipeline`, in its order: seeds give the same clip there and here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
@@ -15,7 +15,8 @@ use crate::engine::config::video::{
     ClipColours, ClipVisionConfig, VideoUnetConfig, VideoVaeConfig,
 };
 use crate::engine::denoise::{
-    DenoiseState, Moment, Pulse, Watch, check_finite, check_pulse, denoise, is_guided, undrawn,
+    DenoiseState, Moment, Pulse, Watch, check_finite, check_pulse, denoise, is_finite, is_guided,
+    undrawn,
 };
 use crate::engine::device::Compute;
 use crate::engine::models::clip_vision::ClipVision;
@@ -23,8 +24,10 @@ use crate::engine::models::unet_video::{Condition, VideoUnet};
 use crate::engine::models::vae_video::{VideoDecoder, VideoEncoder};
 use crate::engine::noise::{Purpose, Stream};
 use crate::engine::preprocess::{clip_pixels, vae_pixels};
+use crate::engine::residency::{Part, Residency};
 use crate::engine::sampler::Sampler;
 use crate::engine::schedule::Schedule;
+use crate::engine::tiling::Tiling;
 use crate::engine::weights::{Weights, check_links};
 use crate::engine::{Error, Hook, Result, StepEvent, tell};
 
@@ -53,6 +56,8 @@ pub struct VideoRequest {
     pub max_guidance: f64,
     /// Frames decoded at once.
     pub decode_chunk: u32,
+    /// Most pixels along a side that are decoded at once: larger frames are decoded in tiles.
+    pub tiling: Option<u32>,
     /// Seed of all noise.
     pub seed: u64,
     /// Which of several chained clips this is; each draws other noise.
@@ -66,10 +71,22 @@ pub struct VideoModel {
     vae_config: VideoVaeConfig,
     scheduler: SchedulerConfig,
     colours: ClipColours,
-    vision: ClipVision,
-    encoder: VideoEncoder,
-    unet: VideoUnet,
-    decoder: VideoDecoder,
+    vision: Part<ClipVision>,
+    encoder: Part<VideoEncoder>,
+    unet: Part<VideoUnet>,
+    decoder: Part<VideoDecoder>,
+    /// The encoder and decoder once more, in f32.
+    wide_encoder: Part<VideoEncoder>,
+    wide_decoder: Part<VideoDecoder>,
+}
+
+/// A clip, and what its user should know.
+#[derive(Clone, Debug)]
+pub struct VideoOutput {
+    /// The frames in order.
+    pub frames: Vec<RgbImage>,
+    /// What differed from what was asked or expected.
+    pub notes: Vec<String>,
 }
 
 /// What the picture and the request's numbers become: the condition of every step.
@@ -91,6 +108,16 @@ const PARTS: u32 = 4;
 impl VideoModel {
     /// Loads a model in diffusers' folder layout; `hook` hears of each part.
     pub fn load(folder: &Path, compute: &Compute, hook: &mut Hook<'_>) -> Result<Self> {
+        Self::load_with(folder, Residency::Together, compute, hook)
+    }
+
+    /// As [`Self::load`], with a say in what stays in memory.
+    pub fn load_with(
+        folder: &Path,
+        residency: Residency,
+        compute: &Compute,
+        hook: &mut Hook<'_>,
+    ) -> Result<Self> {
         check_links(folder)?;
         let index = Json::read(&folder.join("model_index.json"))?;
         index.only("_class_name", &[serde_json::json!("StableVideoDiffusionPipeline")])?;
@@ -103,30 +130,41 @@ impl VideoModel {
         check_fit(&vision_config, &unet_config, &vae_config)?;
 
         let mut done = 0;
-        let mut loaded = |weights: &Weights| {
-            weights.finish()?;
+        let mut loaded = || {
             done += 1;
             tell(hook, StepEvent::Load { done, total: PARTS })
         };
-        let weights = Weights::open(&folder.join("image_encoder"), compute)?;
-        let vision = ClipVision::load(&weights, &vision_config)?;
-        loaded(&weights)?;
-        let vae = Weights::open(&folder.join("vae"), compute)?;
+        let files = Files { folder: folder.to_path_buf(), compute: compute.clone() };
+        let (of, config) = (files.clone(), vision_config.clone());
+        let read = move |weights: &Weights| ClipVision::load(weights, &config);
+        let vision =
+            Part::new(residency, move || of.read("image_encoder", of.compute.dtype(), &read))?;
+        loaded()?;
         // The encoder overflows in half precision; diffusers runs it in single precision too. Eight bits of bf16 are
         // too few for either half.
-        let coarse = compute.dtype() == DType::BF16;
-        let single = vae.with_dtype(DType::F32);
-        let encoder_weights = if coarse || vae_config.force_upcast { &single } else { &vae };
-        let encoder = VideoEncoder::load(encoder_weights, &vae_config)?;
-        loaded(&vae)?;
-        let decoder = VideoDecoder::load(if coarse { &single } else { &vae }, &vae_config)?;
-        loaded(&vae)?;
-        let weights = Weights::open(&folder.join("unet"), compute)?;
-        let unet = VideoUnet::load(&weights, &unet_config)?;
-        loaded(&weights)?;
-        let compute = compute.clone();
+        let (narrow_encoder, narrow_decoder) = vae_dtypes(&vae_config, compute);
+        let encoder = |dtype: DType| {
+            let (of, config) = (files.clone(), vae_config.clone());
+            move || of.read("vae", dtype, &|weights| VideoEncoder::load(weights, &config))
+        };
+        let decoder = |dtype: DType| {
+            let (of, config) = (files.clone(), vae_config.clone());
+            move || of.read("vae", dtype, &|weights| VideoDecoder::load(weights, &config))
+        };
+        let (wide_encoder, wide_decoder) = (
+            Part::new(Residency::InTurn, encoder(DType::F32))?,
+            Part::new(Residency::InTurn, decoder(DType::F32))?,
+        );
+        let encoder = Part::new(residency, encoder(narrow_encoder))?;
+        loaded()?;
+        let decoder = Part::new(residency, decoder(narrow_decoder))?;
+        loaded()?;
+        let (of, config) = (files, unet_config);
+        let read = move |weights: &Weights| VideoUnet::load(weights, &config);
+        let unet = Part::new(residency, move || of.read("unet", of.compute.dtype(), &read))?;
+        loaded()?;
         Ok(Self {
-            compute,
+            compute: compute.clone(),
             vision_config,
             vae_config,
             scheduler,
@@ -135,11 +173,13 @@ impl VideoModel {
             encoder,
             unet,
             decoder,
+            wide_encoder,
+            wide_decoder,
         })
     }
 
     /// Makes the frames of `request`; `hook` hears of every step and every decoded chunk.
-    pub fn animate(&self, request: &VideoRequest, hook: &mut Hook<'_>) -> Result<Vec<RgbImage>> {
+    pub fn animate(&self, request: &VideoRequest, hook: &mut Hook<'_>) -> Result<VideoOutput> {
         self.check(request)?;
         // One stream for both draws, the picture's first: the order of diffusers with one generator.
         let mut noise = Stream::of(request.seed, Purpose::Segment, request.run);
@@ -159,13 +199,18 @@ impl VideoModel {
             hook(StepEvent::Denoise { step: count(done), total })
         })?;
         let mut frames = Vec::with_capacity(request.frames as usize);
-        self.decode(&latents, request.decode_chunk, hook, &mut |chunk| {
+        let (sample, factor) = (self.vae_config.sample_size, self.vae_config.factor());
+        let tiling = Tiling::asked(request.tiling, sample, factor);
+        let how = (request.decode_chunk, tiling);
+        let overflowed = self.decode_with(&latents, how, hook, &mut |chunk| {
             for index in 0..chunk.dim(0)? {
                 frames.push(to_picture(&chunk.get(index)?)?);
             }
             Ok(())
         })?;
-        Ok(frames)
+        let note =
+            |dtype: DType| format!("the VAE overflowed in {}; decoded in f32", dtype.as_str());
+        Ok(VideoOutput { frames, notes: overflowed.map(note).into_iter().collect() })
     }
 
     /// Shape of the latents of a clip: (frames, latent, h/8, w/8).
@@ -188,14 +233,21 @@ impl VideoModel {
     ) -> Result<Prepared> {
         let device = self.compute.device();
         let pixels = clip_pixels(&request.image, self.vision_config.image_size, &self.colours)?;
-        let embedding =
-            self.vision.forward(&pixels.to_device(device)?.to_dtype(self.compute.dtype())?)?;
+        let dtype = self.compute.dtype();
+        let embedding = self.vision.get()?.forward(&pixels.to_device(device)?.to_dtype(dtype)?)?;
+        check_finite(&embedding, "the embedding of the picture", dtype)?;
 
         let pixels =
             vae_pixels(&request.image, request.width, request.height)?.to_device(device)?;
         let vae_input = (pixels + (noise * request.noise_aug)?)?;
-        let image_latents = self.encoder.encode(&vae_input, pulse)?.to_dtype(DType::F32)?;
-        check_finite(&image_latents, "the encoded picture")?;
+        let encoder = self.encoder.get()?;
+        let mut image_latents = encoder.encode(&vae_input, pulse)?;
+        if encoder.dtype() != DType::F32 && !is_finite(&image_latents)? {
+            drop(encoder);
+            image_latents = self.wide_encoder.get()?.encode(&vae_input, pulse)?;
+        }
+        check_finite(&image_latents, "the encoded picture", image_latents.dtype())?;
+        let image_latents = image_latents.to_dtype(DType::F32)?;
         // The model was trained on the pace less one.
         let pace = f64::from(request.fps) - 1.0;
         let added = [pace, f64::from(request.motion), request.noise_aug];
@@ -214,8 +266,9 @@ impl VideoModel {
         let guidance = guidance_of_frames(request, start)?;
         let sampler = if self.scheduler.karras { Sampler::EulerKarras } else { Sampler::Euler };
         let schedule = Schedule::new(&self.scheduler, sampler, request.steps as usize)?;
+        let unet = self.unet.get()?;
         let mut model = |input: &Tensor, timestep: f64, pulse: &mut Pulse<'_>| {
-            self.velocity((input, timestep), &rows, guidance.as_ref(), pulse)
+            velocity(&unet, (input, timestep), &rows, guidance.as_ref(), pulse)
         };
         let state = DenoiseState::start(start, &schedule)?;
         Ok(denoise(state, &schedule, &mut model, &mut undrawn, watch)?.latents)
@@ -230,18 +283,42 @@ impl VideoModel {
         hook: &mut Hook<'_>,
         sink: &mut dyn FnMut(&Tensor) -> Result<()>,
     ) -> Result<()> {
+        self.decode_with(latents, (chunk, None), hook, sink).map(|_| ())
+    }
+
+    /// As [`Self::decode`], in tiles if asked. Where half precision overflows, that chunk and all after it are decoded
+    /// in f32; the number type that overflowed comes back.
+    fn decode_with(
+        &self,
+        latents: &Tensor,
+        (chunk, tiling): (u32, Option<Tiling>),
+        hook: &mut Hook<'_>,
+        sink: &mut dyn FnMut(&Tensor) -> Result<()>,
+    ) -> Result<Option<DType>> {
         let (frames, chunk) = (latents.dim(0)?, chunk.max(1) as usize);
         let total = count(frames);
         let latents = (latents / self.vae_config.scaling_factor)?;
+        let mut decoder = self.decoder.get()?;
+        let mut overflowed = None;
         for start in (0..frames).step_by(chunk) {
             let length = chunk.min(frames - start);
             let mut pulse = || hook(StepEvent::Decode { done: count(start), total });
-            let pixels = self.decoder.decode(&latents.narrow(0, start, length)?, &mut pulse)?;
-            check_finite(&pixels, "the decoded frames")?;
+            let z = latents.narrow(0, start, length)?;
+            let mut run = |decoder: &VideoDecoder| match tiling {
+                Some(tiling) => decoder.decode_tiled(&z, tiling, &mut pulse),
+                None => decoder.decode(&z, &mut pulse),
+            };
+            let mut pixels = run(&decoder)?;
+            if decoder.dtype() != DType::F32 && !is_finite(&pixels)? {
+                overflowed = Some(decoder.dtype());
+                decoder = self.wide_decoder.get()?;
+                pixels = run(&decoder)?;
+            }
+            check_finite(&pixels, "the decoded frames", decoder.dtype())?;
             sink(&pixels)?;
             tell(hook, StepEvent::Decode { done: count(start + length), total })?;
         }
-        Ok(())
+        Ok(overflowed)
     }
 
     /// The conditional row, and the unconditional one if there is guidance.
@@ -265,29 +342,6 @@ impl VideoModel {
             )?);
         }
         Ok(rows)
-    }
-
-    /// One velocity of the denoiser, guided frame by frame: (f, latent, h, w) in f32.
-    fn velocity(
-        &self,
-        (input, timestep): (&Tensor, f64),
-        rows: &[Row],
-        guidance: Option<&Tensor>,
-        pulse: &mut Pulse<'_>,
-    ) -> Result<Tensor> {
-        let mut one = |row: &Row| -> Result<Tensor> {
-            let input = Tensor::cat(&[input, &row.image_latents], 1)?;
-            let v = self
-                .unet
-                .forward(&input, timestep, &row.condition, &mut |_, _| check_pulse(pulse))?;
-            Ok(v.to_dtype(DType::F32)?)
-        };
-        let conditional = one(&rows[0])?;
-        let (Some(guidance), Some(row)) = (guidance, rows.get(1)) else { return Ok(conditional) };
-        // Rows go one after the other: half the memory, and as fast, since a row is many frames.
-        let unconditional = one(row)?;
-        let pull = (conditional - &unconditional)?.broadcast_mul(guidance)?;
-        Ok((unconditional + pull)?)
     }
 
     fn check(&self, request: &VideoRequest) -> Result<()> {
@@ -319,6 +373,56 @@ impl VideoModel {
             }
         }
         Ok(())
+    }
+}
+
+/// One velocity of the denoiser, guided frame by frame: (f, latent, h, w) in f32.
+fn velocity(
+    unet: &VideoUnet,
+    (input, timestep): (&Tensor, f64),
+    rows: &[Row],
+    guidance: Option<&Tensor>,
+    pulse: &mut Pulse<'_>,
+) -> Result<Tensor> {
+    let mut one = |row: &Row| -> Result<Tensor> {
+        let input = Tensor::cat(&[input, &row.image_latents], 1)?;
+        let v = unet.forward(&input, timestep, &row.condition, &mut |_, _| check_pulse(pulse))?;
+        check_finite(&v, "the denoiser's prediction", v.dtype())?;
+        Ok(v.to_dtype(DType::F32)?)
+    };
+    let conditional = one(&rows[0])?;
+    let (Some(guidance), Some(row)) = (guidance, rows.get(1)) else { return Ok(conditional) };
+    // Rows go one after the other: half the memory, and as fast, since a row is many frames.
+    let unconditional = one(row)?;
+    let pull = (conditional - &unconditional)?.broadcast_mul(guidance)?;
+    Ok((unconditional + pull)?)
+}
+
+/// Number types of the encoder and of the decoder on `compute`.
+pub(in crate::engine) fn vae_dtypes(config: &VideoVaeConfig, compute: &Compute) -> (DType, DType) {
+    let decoder = if compute.dtype() == DType::BF16 { DType::F32 } else { compute.dtype() };
+    (if config.force_upcast { DType::F32 } else { decoder }, decoder)
+}
+
+/// Where the parts lie, and where they go.
+#[derive(Clone)]
+struct Files {
+    folder: PathBuf,
+    compute: Compute,
+}
+
+impl Files {
+    /// The part in `folder`, complete.
+    fn read<T>(
+        &self,
+        folder: &str,
+        dtype: DType,
+        load: &dyn Fn(&Weights) -> Result<T>,
+    ) -> Result<T> {
+        let weights = Weights::open(&self.folder.join(folder), &self.compute)?.with_dtype(dtype);
+        let part = load(&weights)?;
+        weights.finish()?;
+        Ok(part)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::engine::config::Json;
 use crate::engine::config::scheduler::Prediction;
 use crate::engine::device::Compute;
 use crate::engine::prompt::PromptTokenizer;
+use crate::engine::residency::Residency;
 use crate::engine::{Error, Result};
 
 /// Parts that a LoRA may change.
@@ -33,6 +34,8 @@ pub struct LoadOptions {
     pub prediction: Option<Prediction>,
     /// LoRAs, applied in order.
     pub loras: Vec<LoraFile>,
+    /// Which parts stay in memory.
+    pub residency: Residency,
 }
 
 /// An opened model: headers are checked, no tensor is read.

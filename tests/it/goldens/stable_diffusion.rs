@@ -149,7 +149,7 @@ fn start(model: &ImageModel, run: &Run, schedule: &Schedule) -> DenoiseState {
     }
     let moments = model.encode_moments(&pixels, &mut || ControlFlow::Continue(())).unwrap();
     run.check("vae_moments", &moments);
-    let latents = model.vae().sample(&moments, run.get("noise.0")).unwrap();
+    let latents = model.vae().unwrap().sample(&moments, run.get("noise.0")).unwrap();
     let first = schedule.start(strength);
     DenoiseState::start_at(first, &latents, run.get("noise.1"), schedule).unwrap()
 }
@@ -165,7 +165,7 @@ fn check_prompts(model: &ImageModel, name: &str, run: &Run, guided: bool) -> Con
         clip_skip: usize::try_from(run.settings["clip_skip"].as_u64().unwrap_or(0)).unwrap(),
         syntax: Syntax::Literal,
     };
-    for (index, tokenizer) in model.text().tokenizers().enumerate() {
+    for (index, tokenizer) in model.text().unwrap().tokenizers().enumerate() {
         let which = if index == 0 { "tokenizer" } else { "tokenizer_2" };
         for (role, text) in [
             ("prompt", [Some(prompts.prompt), prompts.prompt2.or(Some(prompts.prompt))][index]),
@@ -180,7 +180,7 @@ fn check_prompts(model: &ImageModel, name: &str, run: &Run, guided: bool) -> Con
             }
         }
     }
-    let encoded = model.text().encode(&prompts, guided).unwrap();
+    let encoded = model.text().unwrap().encode(&prompts, guided).unwrap();
     let check = |key: &str, got: &Tensor| match run.settings["same_as"][key].as_str() {
         Some(other) => Run::open(name, other).check(key, got),
         None if run.tensors.contains_key(key) => run.check(key, got),

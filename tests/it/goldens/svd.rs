@@ -145,6 +145,7 @@ fn request(run: &Run) -> VideoRequest {
         min_guidance: float("min_guidance_scale"),
         max_guidance: float("max_guidance_scale"),
         decode_chunk: whole("decode_chunk_size").unwrap_or(whole("frames").unwrap()),
+        tiling: None,
         seed: 0,
         run: 0,
     }
@@ -225,7 +226,7 @@ fn a_clip_is_a_function_of_its_request() {
     let model = load();
     let base = VideoRequest { frames: 2, steps: 2, ..request(&Run::open("svd", "nocfg_3")) };
     let animate = |request: &VideoRequest| {
-        let frames = model.animate(request, &mut |_| ControlFlow::Continue(())).unwrap();
+        let frames = model.animate(request, &mut |_| ControlFlow::Continue(())).unwrap().frames;
         assert_eq!(frames.len(), request.frames as usize);
         assert!(frames.iter().all(|frame| frame.dimensions() == (request.width, request.height)));
         frames
@@ -393,10 +394,11 @@ fn the_default_model_moves_a_picture() {
             min_guidance: guidance,
             max_guidance: guidance,
             decode_chunk: frames,
+            tiling: None,
             seed: 1,
             run: 0,
         };
-        let clip = model.animate(&request, &mut |_| ControlFlow::Continue(())).unwrap();
+        let clip = model.animate(&request, &mut |_| ControlFlow::Continue(())).unwrap().frames;
         let likeness = difference(&clip[0], &ball);
         assert!(likeness < 16.0, "the first frame is off by {likeness} of 255");
         let steps = clip.windows(2).map(|pair| difference(&pair[0], &pair[1]));

@@ -20,6 +20,7 @@ pub(crate) fn renderer(store: &Path, folder: &Path) -> Renderer {
         library: Library::open(places),
         device: "cpu".to_owned(),
         dtype: "f32".to_owned(),
+        memory: "auto".to_owned(),
         threads: None,
         image_model: None,
         video_model: None,

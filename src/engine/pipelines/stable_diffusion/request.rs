@@ -33,6 +33,9 @@ pub struct ImageRequest {
     pub init: Option<(RgbImage, f64)>,
     /// Layers of the text encoder left out at its end, counted as diffusers does: one less than A1111.
     pub clip_skip: Option<u32>,
+    /// Most pixels along a side that are decoded at once: larger pictures are decoded in tiles, which takes less memory
+    /// and leaves faint seams. A tile is never larger than what the autoencoder was trained on.
+    pub tiling: Option<u32>,
     /// Number of pictures; each is the one that the seed, counted up, gives alone.
     pub batch: u32,
 }
@@ -51,6 +54,7 @@ impl Default for ImageRequest {
             seed: 0,
             init: None,
             clip_skip: None,
+            tiling: None,
             batch: 1,
         }
     }

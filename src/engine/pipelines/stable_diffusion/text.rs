@@ -56,6 +56,7 @@ impl TextRow {
 }
 
 /// One encoder, read but not loaded.
+#[derive(Clone)]
 pub(super) struct TowerPlan {
     name: &'static str,
     tokenizer: PromptTokenizer,
@@ -100,19 +101,17 @@ struct Tower {
 }
 
 impl TextEncoders {
-    /// Loads the encoders; `loaded` hears of each. With `zeros` a missing negative prompt is all zeros.
+    /// Loads the encoders. With `zeros` a missing negative prompt is all zeros.
     pub(super) fn load(
         source: &Source,
         plans: Vec<TowerPlan>,
         zeros: bool,
         compute: &Compute,
-        loaded: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Self> {
         let mut towers = Vec::new();
         for TowerPlan { name, tokenizer, config, projected } in plans {
             let weights = source.weights(name, compute)?;
             towers.push(Tower { tokenizer, model: ClipText::load(&weights, config, projected)? });
-            loaded()?;
         }
         Ok(Self { towers, zeros })
     }
