@@ -139,6 +139,11 @@ impl Library {
         Self { places: Arc::new(places), extras: Arc::new(extras) }
     }
 
+    /// Where what can be made again is kept.
+    pub fn cache_dir(&self) -> &Path {
+        &self.places.cache_dir
+    }
+
     /// Every usable model, the built-in ones last. Unpacks nothing.
     pub fn list(&self) -> Vec<Model> {
         self.scan().0

@@ -77,15 +77,43 @@ pub struct JobInput {
     /// Strength of the noise added to the conditioning image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub noise_aug: Option<f64>,
-    /// Id (sha256) of an image blob in the store; skips image generation.
+    /// Id (sha256) of an image blob in the store: taken as it is, or redrawn where there is a `strength`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// How much of the given image to redraw, above 0, up to 1 for all of it (img2img).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
+    /// Images of an image job; each is the one that the seed, counted up, gives alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<u32>,
+    /// A1111's "Clip skip": at 2 the text encoder's last layer is left out; 0 and 1 leave out none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_skip: Option<u32>,
+    /// Name of a file whose autoencoder takes the place of the image model's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae: Option<String>,
+    /// What the image model predicts, where that is known better than its files tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<Prediction>,
     /// LoRA files to apply, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub loras: Vec<Lora>,
     /// How the delivered size relates to the generated one.
     #[serde(default)]
     pub size_policy: SizePolicy,
+    /// Whether the image and the video carry the prompt and the settings; they are labelled as made by a machine
+    /// either way.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub embed_metadata: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_yes(flag: &bool) -> bool {
+    *flag
 }
 
 impl JobInput {
@@ -111,8 +139,14 @@ impl JobInput {
             motion: None,
             noise_aug: None,
             image: None,
+            strength: None,
+            batch: None,
+            clip_skip: None,
+            vae: None,
+            prediction: None,
             loras: Vec::new(),
             size_policy: SizePolicy::Fit,
+            embed_metadata: true,
         }
     }
 }
@@ -134,6 +168,16 @@ pub enum JobType {
     Image,
     /// Go on to the video.
     Video,
+}
+
+/// What a denoising network predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prediction {
+    /// The noise.
+    Epsilon,
+    /// The velocity between picture and noise.
+    VPrediction,
 }
 
 /// How the delivered size relates to the generated one.

@@ -16,6 +16,7 @@ mod encode_video;
 mod frames;
 mod gen_image;
 mod gen_video;
+mod hash;
 mod models;
 
 use std::collections::BTreeMap;
@@ -88,6 +89,9 @@ pub struct ImageMade {
     pub image: BlobRef,
     /// The picture at the asked size, PNG with its label. A blob.
     pub delivered: BlobRef,
+    /// The other pictures of a batch, as `delivered`; empty for one image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more: Vec<BlobRef>,
     /// Size of `delivered`.
     pub delivered_size: (u32, u32),
     /// What the sampler is called; `None` when an image was given.
@@ -145,6 +149,12 @@ pub struct Work {
     pub device: String,
     /// `f32`, `f16`, `bf16`.
     pub dtype: String,
+    /// SHA-256 of the model's weights; `None` where no model worked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
+    /// SHA-256 of the file that the autoencoder came from, where it was not the model's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae: Option<String>,
     /// One sentence each.
     pub notes: Vec<String>,
     /// How often weights were read from the disk.
@@ -231,6 +241,7 @@ pub struct Renderer {
 struct Inner {
     settings: Settings,
     desk: models::Desk,
+    hashes: hash::Hashes,
 }
 
 impl Renderer {
@@ -240,7 +251,8 @@ impl Renderer {
         if let Some(threads) = settings.threads {
             engine::device::set_threads(threads);
         }
-        Self { inner: Arc::new(Inner { settings, desk: models::Desk::default() }) }
+        let hashes = hash::Hashes::new(settings.library.cache_dir());
+        Self { inner: Arc::new(Inner { settings, desk: models::Desk::default(), hashes }) }
     }
 
     /// The store results go to.

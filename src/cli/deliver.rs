@@ -20,8 +20,11 @@ const SLUG_CHARACTERS: usize = 48;
 /// Where the files of a job are.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Delivered {
-    /// The image.
+    /// The image; the first of several.
     pub(crate) image: Option<PathBuf>,
+    /// The others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) more_images: Vec<PathBuf>,
     /// The video.
     pub(crate) video: Option<PathBuf>,
     /// The receipt.
@@ -31,7 +34,8 @@ pub(crate) struct Delivered {
 impl Delivered {
     /// Every path, in the order they are printed.
     pub(crate) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
-        [&self.image, &self.video, &self.receipt].into_iter().flatten()
+        let rest = [&self.video, &self.receipt].into_iter().flatten();
+        self.image.iter().chain(&self.more_images).chain(rest)
     }
 }
 
@@ -71,13 +75,16 @@ pub(crate) fn copy(store: &Store, out: &Path, assets: &Assets) -> Result<Deliver
     let out = prepare(out)?;
     // Without a receipt the copy below fails anyway, and says why.
     let stem = stem(store, assets).unwrap_or_else(|| "genvideo".to_owned());
-    let wanted =
-        [(&assets.image, "png"), (&assets.video, "mp4"), (&assets.receipt, "receipt.json")];
-    let wanted: Vec<(&Asset, &str)> = wanted
+    let named = |asset: &'_ Option<Asset>, end: &str| Some((asset.clone()?, end.to_owned()));
+    let others = assets.images.iter().zip(1..).skip(1);
+    let others = others.map(|(asset, number)| (asset.clone(), format!("{number}.png")));
+    let wanted: Vec<(Asset, String)> = named(&assets.image, "png")
         .into_iter()
-        .filter_map(|(asset, end)| asset.as_ref().map(|asset| (asset, end)))
+        .chain(others)
+        .chain(named(&assets.video, "mp4"))
+        .chain(named(&assets.receipt, "receipt.json"))
         .collect();
-    let ends: Vec<&str> = wanted.iter().map(|(_, end)| *end).collect();
+    let ends: Vec<&str> = wanted.iter().map(|(_, end)| end.as_str()).collect();
     let mut claimed = claim(&out, &stem, &ends).map_err(|error| unwritable(&out, &error))?;
     for ((asset, _), (path, file)) in wanted.iter().zip(&mut claimed) {
         if let Err(failure) = fill(store, asset, path, file) {
@@ -91,7 +98,13 @@ pub(crate) fn copy(store: &Store, out: &Path, assets: &Assets) -> Result<Deliver
         let index = ends.iter().position(|name| *name == end)?;
         Some(claimed[index].0.clone())
     };
-    Ok(Delivered { image: path_of("png"), video: path_of("mp4"), receipt: path_of("receipt.json") })
+    let more = 2..=assets.images.len();
+    Ok(Delivered {
+        image: path_of("png"),
+        more_images: more.filter_map(|number| path_of(&format!("{number}.png"))).collect(),
+        video: path_of("mp4"),
+        receipt: path_of("receipt.json"),
+    })
 }
 
 fn fill(store: &Store, asset: &Asset, path: &Path, file: &mut File) -> Result<(), Failure> {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::failure::{Failure, faults};
 use crate::job::class::ErrorClass;
-use crate::job::{self, ValidJob};
+use crate::job::{self, Lora, ValidJob};
 use crate::store::Store;
 
 /// Largest input image, in bytes.
@@ -28,6 +28,15 @@ pub(crate) enum Job {
 pub(crate) enum SizePolicy {
     Fit,
     Exact,
+}
+
+/// What the image model predicts.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Prediction {
+    #[value(name = "epsilon")]
+    Epsilon,
+    #[value(name = "v_prediction")]
+    VPrediction,
 }
 
 /// The job itself.
@@ -73,6 +82,27 @@ pub(crate) struct JobFlags {
     /// Start from this picture instead of making one: a PNG, JPEG or WebP file
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
+    /// Redraw that much of the picture given with `--image`, above 0, up to 1
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    strength: Option<f64>,
+    /// Images of an image job, 1 to 8; each has the seed of the one before plus 1 [default: 1]
+    #[arg(long, value_name = "N")]
+    batch: Option<u32>,
+    /// A1111's "Clip skip": 2 leaves out the text encoder's last layer
+    #[arg(long, value_name = "N")]
+    clip_skip: Option<u32>,
+    /// File whose autoencoder takes the place of the image model's
+    #[arg(long, value_name = "NAME")]
+    vae: Option<String>,
+    /// What the image model predicts, where its files do not tell
+    #[arg(long, value_enum)]
+    prediction: Option<Prediction>,
+    /// LoRA file to apply, with its scale [default: 1]; may be given several times
+    #[arg(long, value_name = "NAME[:SCALE]", value_parser = parse_lora)]
+    lora: Vec<Lora>,
+    /// Keep the prompt and the settings out of the image and the video; the label that a machine made them stays
+    #[arg(long)]
+    no_metadata: bool,
     /// How much the video moves, 1 to 255
     #[arg(long, value_name = "N")]
     motion: Option<u32>,
@@ -102,7 +132,10 @@ impl JobFlags {
     /// The request; a picture is put into the store on the way.
     pub(crate) fn request(&self, store: &Store) -> Result<Request, Failure> {
         let mut fields = self.fields()?;
-        // First without the picture, so that a typing error costs no upload.
+        // First with no picture's id, so that a typing error costs no upload.
+        if self.image.is_some() {
+            fields.insert("image".to_owned(), json!("0".repeat(64)));
+        }
         valid(&fields)?;
         if let Some(path) = &self.image {
             fields.insert("image".to_owned(), json!(import(store, path)?));
@@ -145,6 +178,19 @@ impl JobFlags {
         set("steps", json!(self.steps));
         set("guidance", number("guidance", self.guidance)?);
         set("sampler", json!(self.sampler));
+        set("strength", number("strength", self.strength)?);
+        set("batch", json!(self.batch));
+        set("clip_skip", json!(self.clip_skip));
+        set("vae", json!(self.vae));
+        set(
+            "prediction",
+            json!(self.prediction.map(|prediction| match prediction {
+                Prediction::Epsilon => "epsilon",
+                Prediction::VPrediction => "v_prediction",
+            })),
+        );
+        set("loras", if self.lora.is_empty() { Value::Null } else { json!(self.lora) });
+        set("embed_metadata", if self.no_metadata { json!(false) } else { Value::Null });
         set("motion", json!(self.motion));
         set("noise_aug", number("noise-aug", self.noise_aug)?);
         set("image_model", json!(self.image_model.as_deref().map(model)));
@@ -215,6 +261,19 @@ fn import(store: &Store, path: &Path) -> Result<String, Failure> {
         return Err(Failure::of(ErrorClass::EmptyFile, format!("`{}` is empty", path.display())));
     }
     Ok(store.import_blob(&bytes)?.sha256)
+}
+
+/// `NAME`, or `NAME:SCALE`; a name may hold a colon where no number follows it.
+fn parse_lora(text: &str) -> Result<Lora, String> {
+    let scaled = text.rsplit_once(':').and_then(|(name, scale)| {
+        let scale = scale.parse().ok().filter(|scale: &f64| scale.is_finite())?;
+        Some((name, scale))
+    });
+    let (name, scale) = scaled.unwrap_or((text, 1.0));
+    if name.is_empty() {
+        return Err("wanted NAME or NAME:SCALE, for example `pixel-art:0.8`".to_owned());
+    }
+    Ok(Lora { name: name.to_owned(), scale })
 }
 
 fn parse_size(text: &str) -> Result<(u32, u32), String> {

@@ -44,7 +44,9 @@ pub(crate) async fn watch(args: Args, config: &Config, output: &mut Output) -> R
         return hand_over(&store, out, &args.id, &result, output);
     }
     let assets = &result.assets;
-    for asset in [&assets.image, &assets.video, &assets.receipt].into_iter().flatten() {
+    let others = assets.images.iter().skip(1);
+    let rest = [&assets.video, &assets.receipt].into_iter().flatten();
+    for asset in assets.image.iter().chain(others).chain(rest) {
         output.line(&asset.url);
     }
     output.object(&Done { event: "result", id: &args.id, result: &result });

@@ -6,6 +6,9 @@
 //! (`normal_fill` in ATen), fewer through a scalar one in double precision. Every other purpose has a stream of its
 //! own, keyed by all 64 bits of the seed, so that a resumed run draws what an undisturbed one would have drawn.
 
+mod single;
+
+use std::f32::consts::TAU;
 use std::f64::consts::PI;
 
 use candle_core::{Device, Result, Shape, Tensor};
@@ -130,15 +133,16 @@ impl Stream {
 const BLOCK: usize = 16;
 
 /// Box-Muller over one block in place: the first half gives the radii, the second the angles.
-/// Done in double precision and rounded once, so that it is the same on every machine.
-#[expect(clippy::cast_possible_truncation, reason = "rounded to single precision on purpose")]
+///
+/// In single precision, operation by operation as torch does on x86, so that the numbers are its own to the last bit,
+/// on every machine.
 fn box_muller(block: &mut [f32]) {
     let (front, back) = block.split_at_mut(BLOCK / 2);
     for (first, second) in front.iter_mut().zip(back) {
-        let radius = (-2.0 * f64::from(1.0 - *first).ln()).sqrt();
-        let (sin, cos) = (2.0 * PI * f64::from(*second)).sin_cos();
-        *first = (radius * cos) as f32;
-        *second = (radius * sin) as f32;
+        let radius = (-2.0 * single::ln(1.0 - *first)).sqrt();
+        let (sin, cos) = single::sin_cos(TAU * *second);
+        *first = radius * cos;
+        *second = radius * sin;
     }
 }
 

@@ -100,8 +100,7 @@ impl Weights {
     pub fn bytes(&self) -> u64 {
         let entries = self.store.entries.iter();
         let ours = entries.filter(|(name, _)| name.starts_with(&self.prefix));
-        let numbers: usize =
-            ours.map(|(_, entry)| entry.shape.iter().product::<usize>()).sum();
+        let numbers: usize = ours.map(|(_, entry)| entry.shape.iter().product::<usize>()).sum();
         numbers as u64 * self.dtype.size_in_bytes() as u64
     }
 
@@ -233,6 +232,14 @@ impl Store {
             .map_err(|source| Error::Io { path: path.clone(), source })?;
         Ok(bytes)
     }
+}
+
+/// The files whose tensors the model at `path`, a folder or one file, is made of.
+pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
+    if path.is_file() {
+        return Ok(vec![path.to_path_buf()]);
+    }
+    folder::weight_files(path)
 }
 
 /// Fails unless the file at `path` has the hash `sha256`, 64 hexadecimal digits.

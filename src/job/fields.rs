@@ -28,8 +28,14 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("motion", "a whole number from 1 to 255"),
     ("noise_aug", "a number from 0 to 1"),
     ("image", "the id of an image in the store, 64 hex digits"),
+    ("strength", "a number above 0, up to 1, beside an `image`"),
+    ("batch", "a whole number from 1 to 8, and only 1 for a video"),
+    ("clip_skip", "a whole number from 0 to 12"),
+    ("vae", "the name of a VAE file, 1 to 256 bytes"),
+    ("prediction", "`epsilon` or `v_prediction`"),
     ("loras", "a list of at most 8 objects with `name` and `scale`"),
     ("size_policy", "`fit` or `exact`"),
+    ("embed_metadata", "`true` or `false`"),
 ];
 
 /// Fields of one entry of `loras`.
@@ -56,6 +62,14 @@ const OTHER_NAMES: &[(&str, &str)] = &[
     ("motion_bucket_id", "motion"),
     ("noise_aug_strength", "noise_aug"),
     ("weight", "scale"),
+    ("denoising_strength", "strength"),
+    ("init_image", "image` and `strength"),
+    ("batch_size", "batch"),
+    ("num_images", "batch"),
+    ("num_images_per_prompt", "batch"),
+    ("n", "batch"),
+    ("prediction_type", "prediction"),
+    ("sd_vae", "vae"),
 ];
 
 /// How many characters of a value a message shows.

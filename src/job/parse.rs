@@ -8,7 +8,7 @@ use super::class::{ErrorClass, Fault};
 use super::fields::{self, FIELDS, LORA_FIELDS, shown};
 use super::json::{self, Json, Refused};
 use super::validate::{self, MAX_LORAS, MAX_METADATA_DEPTH, MAX_REQUEST_BYTES};
-use super::{JobInput, JobType, Lora, SizePolicy, ValidJob};
+use super::{JobInput, JobType, Lora, Prediction, SizePolicy, ValidJob};
 
 /// Unknown fields that are named one by one; more become one line.
 const MAX_UNKNOWN: usize = 8;
@@ -109,8 +109,14 @@ impl Form {
         job.motion = self.optional("motion", Self::whole);
         job.noise_aug = self.optional("noise_aug", Self::float);
         job.image = self.optional("image", Self::text);
+        job.strength = self.optional("strength", Self::float);
+        job.batch = self.optional("batch", Self::whole);
+        job.clip_skip = self.optional("clip_skip", Self::whole);
+        job.vae = self.optional("vae", Self::text);
+        job.prediction = self.optional("prediction", Self::prediction);
         job.loras = self.optional("loras", Self::loras).unwrap_or_default();
         job.size_policy = self.optional("size_policy", Self::size_policy).unwrap_or_default();
+        job.embed_metadata = self.optional("embed_metadata", Self::flag).unwrap_or(true);
         job
     }
 
@@ -221,14 +227,28 @@ impl Form {
     }
 
     fn size_policy(&mut self, field: &str, json: Json) -> Option<SizePolicy> {
+        self.word(field, json, &[("fit", SizePolicy::Fit), ("exact", SizePolicy::Exact)])
+    }
+
+    fn prediction(&mut self, field: &str, json: Json) -> Option<Prediction> {
+        let words = [("epsilon", Prediction::Epsilon), ("v_prediction", Prediction::VPrediction)];
+        self.word(field, json, &words)
+    }
+
+    /// One of a few words.
+    fn word<T: Copy>(&mut self, field: &str, json: Json, words: &[(&str, T)]) -> Option<T> {
         let text = self.text(field, json)?;
-        match text.as_str() {
-            "fit" => Some(SizePolicy::Fit),
-            "exact" => Some(SizePolicy::Exact),
-            _ => {
-                self.got(ErrorClass::OutOfRange, field, &shown(&text));
-                None
-            }
+        let known = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+        if known.is_none() {
+            self.got(ErrorClass::OutOfRange, field, &shown(&text));
+        }
+        known
+    }
+
+    fn flag(&mut self, field: &str, json: Json) -> Option<bool> {
+        match json {
+            Json::Bool(flag) => Some(flag),
+            other => self.wrong(field, &other),
         }
     }
 

@@ -20,8 +20,11 @@ pub struct Asset {
 /// The files of a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assets {
-    /// The image, PNG.
+    /// The image, PNG; the first of several.
     pub image: Option<Asset>,
+    /// All images of a job that asked for several, in the order of their seeds; empty for one image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<Asset>,
     /// The video, mp4.
     pub video: Option<Asset>,
     /// First frame of the video as JPEG.

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::class::{ErrorClass, Fault};
 use super::fields::{self, shown};
 use super::style;
-use super::{JobInput, Lora, ValidJob};
+use super::{JobInput, JobType, Lora, ValidJob};
 
 /// Bytes of a request.
 pub const MAX_REQUEST_BYTES: usize = 256 * 1024;
@@ -40,6 +40,10 @@ pub const FPS: RangeInclusive<f64> = 1.0..=60.0;
 pub const MOTION: RangeInclusive<u32> = 1..=255;
 /// Noise augmentation.
 pub const NOISE_AUG: RangeInclusive<f64> = 0.0..=1.0;
+/// Images of a job.
+pub const BATCH: RangeInclusive<u32> = 1..=8;
+/// Layers left out at the end of the text encoder, counted as A1111 does.
+pub const CLIP_SKIP: RangeInclusive<u32> = 0..=12;
 /// Scale of a LoRA.
 pub const LORA_SCALE: RangeInclusive<f64> = -4.0..=4.0;
 /// Samplers by name.
@@ -95,6 +99,10 @@ pub fn validate(mut input: JobInput) -> Result<ValidJob, Vec<Fault>> {
     check.range("motion", input.motion, &MOTION);
     check.range("noise_aug", input.noise_aug, &NOISE_AUG);
     check.image(input.image.as_deref());
+    check.strength(&input);
+    check.batch(&input);
+    check.range("clip_skip", input.clip_skip, &CLIP_SKIP);
+    check.model("vae", input.vae.as_deref());
     check.loras(&input.loras);
     if check.faults.is_empty() { Ok(ValidJob(input)) } else { Err(check.faults) }
 }
@@ -240,6 +248,35 @@ impl Check {
         }
     }
 
+    /// The name of a file that lies nowhere but under the models folders.
+    fn file(&mut self, field: &str, name: Option<&str>) {
+        let before = self.faults.len();
+        self.model(field, name);
+        let Some(name) = name.filter(|_| self.faults.len() == before) else { return };
+        let leaves = name.split('/').any(|part| part.is_empty() || part == "..");
+        if leaves || name.contains('\\') {
+            self.got(ErrorClass::PathEscape, field, &shown(name));
+        }
+    }
+
+    fn strength(&mut self, input: &JobInput) {
+        let Some(strength) = input.strength else { return };
+        if !(strength > 0.0 && strength <= 1.0) {
+            self.got(ErrorClass::OutOfRange, "strength", &format!("`{strength:?}`"));
+        } else if input.image.is_none() {
+            self.got(ErrorClass::MissingField, "strength", &format!("`{strength:?}` alone"));
+        }
+    }
+
+    fn batch(&mut self, input: &JobInput) {
+        if input.job_type == JobType::Video && input.batch.is_some_and(|batch| batch > 1) {
+            let got = format!("`{}` for a video", input.batch.unwrap_or_default());
+            self.got(ErrorClass::OutOfRange, "batch", &got);
+        } else {
+            self.range("batch", input.batch, &BATCH);
+        }
+    }
+
     fn image(&mut self, id: Option<&str>) {
         let Some(id) = id.filter(|id| !is_id(id)) else { return };
         if is_address(id) {
@@ -255,13 +292,7 @@ impl Check {
             return;
         }
         for (index, lora) in loras.iter().enumerate() {
-            let field = format!("loras[{index}].name");
-            let before = self.faults.len();
-            self.model(&field, Some(&lora.name));
-            let leaves = lora.name.split(['/', '\\']).any(|part| part.is_empty() || part == "..");
-            if self.faults.len() == before && (leaves || lora.name.contains('\\')) {
-                self.got(ErrorClass::PathEscape, &field, &shown(&lora.name));
-            }
+            self.file(&format!("loras[{index}].name"), Some(&lora.name));
             self.range(&format!("loras[{index}].scale"), Some(lora.scale), &LORA_SCALE);
         }
     }

@@ -42,7 +42,7 @@ pub fn hint(error: &Error) -> Option<String> {
         }
         ErrorClass::OutOfMemory => {
             "ask for a smaller size, or try `--memory low`, `--dtype f16` or `--device cpu`"
-        },
+        }
         ErrorClass::DeviceError => {
             "`--device cpu` works everywhere; `genvideo doctor` shows what the device says"
         }

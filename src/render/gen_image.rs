@@ -1,17 +1,22 @@
-//! The image of a job: generated from its prompt, or the given one decoded within limits and cut to the asked aspect.
+//! The image of a job: generated from its prompt, redrawn from the given one, or that one as it is; a given image is
+//! decoded within limits and cut to the asked aspect.
 //!
 //! Leaves two objects: the native picture for the video model and the delivered one, exactly at the asked size.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use image::RgbImage;
+
 use super::models::{self, bridge};
 use super::plan::ImagePlan;
 use super::{Error, Hook, ImageMade, Inner, Order, Work, label, report, seconds};
-use crate::engine::{ImageOutput, ImageRequest, LoraFile};
+use crate::engine::config::scheduler::Prediction;
+use crate::engine::{ImageOutput, ImageRequest, LoadOptions, LoraFile};
 use crate::hub::Task;
-use crate::job::style;
+use crate::job::{self, style};
 use crate::media::still;
+use crate::store::BlobRef;
 
 pub(super) fn gen_image(
     inner: &Inner,
@@ -19,8 +24,8 @@ pub(super) fn gen_image(
     hook: &mut Hook<'_>,
 ) -> Result<ImageMade, Error> {
     match (&order.plan.image, &order.job.image) {
-        (_, Some(id)) => take_given(inner, order, id, hook),
-        (Some(plan), None) => generate(inner, order, plan, hook),
+        (Some(plan), _) => generate(inner, order, plan, hook),
+        (None, Some(id)) => take_given(inner, order, id, hook),
         (None, None) => {
             Err(Error::Order("the plan holds no image and the job gives none".to_owned()))
         }
@@ -34,17 +39,35 @@ fn take_given(
     hook: &mut Hook<'_>,
 ) -> Result<ImageMade, Error> {
     report(hook, "decode", 0, 1)?;
-    let bytes = inner.settings.store.get_blob(id)?;
-    let decoded = still::decode(&bytes, &still::Limits::default())
-        .map_err(|source| Error::GivenImage { id: id.to_owned(), source })?;
     let (width, height) = order.plan.deliver;
-    let picture = still::cover(&decoded.image, width, height);
+    let (picture, notes) = given(inner, id, (width, height))?;
     report(hook, "decode", 1, 1)?;
     let image = inner.settings.store.put_work(&order.job_key, &still::png(&picture, &[]))?;
     // A given picture is not ours to label as made by a machine.
     let record = label::given_record(order, id);
     let file = still::png(&picture, &[("genvideo", &record)]);
     let delivered = inner.settings.store.put_blob(&order.job_key, &file)?;
+    let work = Work { notes, ..Work::default() };
+    Ok(ImageMade {
+        image,
+        delivered,
+        more: Vec::new(),
+        delivered_size: (width, height),
+        sampler: None,
+        tokens: None,
+        work,
+    })
+}
+
+/// The given image at `size`, and what was done to it.
+fn given(
+    inner: &Inner,
+    id: &str,
+    (width, height): (u32, u32),
+) -> Result<(RgbImage, Vec<String>), Error> {
+    let bytes = inner.settings.store.get_blob(id)?;
+    let decoded = still::decode(&bytes, &still::Limits::default())
+        .map_err(|source| Error::GivenImage { id: id.to_owned(), source })?;
     let mut notes = decoded.notes;
     if decoded.image.dimensions() != (width, height) {
         let (was_width, was_height) = decoded.image.dimensions();
@@ -52,15 +75,7 @@ fn take_given(
             "the given image of {was_width}x{was_height} was cut and scaled to {width}x{height}"
         ));
     }
-    let work = Work { notes, ..Work::default() };
-    Ok(ImageMade {
-        image,
-        delivered,
-        delivered_size: (width, height),
-        sampler: None,
-        tokens: None,
-        work,
-    })
+    Ok((still::cover(&decoded.image, width, height), notes))
 }
 
 fn generate(
@@ -70,7 +85,7 @@ fn generate(
     hook: &mut Hook<'_>,
 ) -> Result<ImageMade, Error> {
     let prompts = style::apply(&order.job);
-    let request = ImageRequest {
+    let mut request = ImageRequest {
         prompt: prompts.prompt,
         negative: Some(label::negative(order, &prompts.negative)).filter(|text| !text.is_empty()),
         width: plan.size.0,
@@ -79,20 +94,24 @@ fn generate(
         guidance: plan.guidance,
         sampler: plan.sampler.as_deref().map(str::parse).transpose()?,
         seed: order.plan.seed,
+        clip_skip: plan.clip_skip,
+        batch: plan.batch.unwrap_or(1),
         ..ImageRequest::default()
     };
+    let mut notes = Vec::new();
+    if let (Some(strength), Some(id)) = (plan.strength, &order.job.image) {
+        let picture;
+        (picture, notes) = given(inner, id, plan.size)?;
+        request.init = Some((picture, strength));
+    }
     let (output, mut work) = infer(inner, plan, request.clone(), hook)?;
-    let (width, height) = order.plan.deliver;
     let started = Instant::now();
-    let picture = still::cover(output.image(), width, height);
-    let image = inner.settings.store.put_work(&order.job_key, &still::png(output.image(), &[]))?;
+    let native = still::png(output.image(), &[]);
+    let image = inner.settings.store.put_work(&order.job_key, &native)?;
     let made = label::Made { request: &request, sampler: &output.sampler, work: &work };
-    let parameters = label::parameters(order, plan, &made);
-    let record = label::image_record(order, plan, &made);
-    let file =
-        still::generated_png(&picture, &[("parameters", &parameters), ("genvideo", &record)]);
-    let delivered = inner.settings.store.put_blob(&order.job_key, &file)?;
+    let mut delivered = deliver(inner, order, plan, &made, &output.images)?;
     work.seconds.insert("image_file".to_owned(), seconds(started.elapsed()));
+    work.notes.extend(notes);
     work.notes.extend(output.notes);
     if output.tokens_cut > 0 {
         work.notes.push(format!(
@@ -102,12 +121,33 @@ fn generate(
     }
     Ok(ImageMade {
         image,
-        delivered,
-        delivered_size: (width, height),
+        delivered: delivered.remove(0),
+        more: delivered,
+        delivered_size: order.plan.deliver,
         sampler: Some(output.sampler),
         tokens: Some((output.tokens, output.tokens_cut)),
         work,
     })
+}
+
+/// Writes each image at the asked size, labelled as if it had been made alone.
+fn deliver(
+    inner: &Inner,
+    order: &Order,
+    plan: &ImagePlan,
+    made: &label::Made<'_>,
+    images: &[RgbImage],
+) -> Result<Vec<BlobRef>, Error> {
+    let (width, height) = order.plan.deliver;
+    let blobs = images.iter().zip(0_u64..).map(|(image, item)| {
+        let picture = still::cover(image, width, height);
+        let seed = order.plan.seed.wrapping_add(item);
+        let texts = label::image_texts(order, plan, made, seed);
+        let texts: Vec<(&str, &str)> = texts.iter().map(|(key, text)| (*key, &**text)).collect();
+        let file = still::generated_png(&picture, &texts);
+        Ok(inner.settings.store.put_blob(&order.job_key, &file)?)
+    });
+    blobs.collect()
 }
 
 /// Runs the model under the permit; when memory runs out all the same, once more with as little of it as possible.
@@ -118,11 +158,10 @@ fn infer(
     hook: &mut Hook<'_>,
 ) -> Result<(ImageOutput, Work), Error> {
     let folder = inner.settings.library.find(&plan.lookup, Task::TextToImage)?.folder;
-    let loras = plan.loras.iter().map(|lora| {
-        let path = inner.settings.library.find_lora(&lora.name)?;
-        Ok(LoraFile { path, scale: lora.scale })
-    });
-    let wanted = (folder, loras.collect::<Result<Vec<_>, Error>>()?);
+    let weights = Some(inner.hashes.model(&folder, hook)?);
+    let options = options(inner, plan)?;
+    let vae = options.vae.as_ref().map(|path| inner.hashes.file(path, hook)).transpose()?;
+    let wanted = (folder, options);
     let mut permit = inner.desk.wait(hook)?;
     for last_try in [false, true] {
         let started = Instant::now();
@@ -138,9 +177,28 @@ fn infer(
                     ("image_load".to_owned(), super::seconds(loaded - started)),
                     ("image".to_owned(), super::seconds(loaded.elapsed())),
                 ]);
-                return Ok((output, ready.work(seconds)));
+                let work = Work { weights, vae, ..ready.work(seconds) };
+                return Ok((output, work));
             }
         }
     }
     unreachable!("the last try returns")
+}
+
+/// What the plan changes about the model.
+fn options(inner: &Inner, plan: &ImagePlan) -> Result<LoadOptions, Error> {
+    let library = &inner.settings.library;
+    let loras = plan.loras.iter().map(|lora| {
+        let path = library.find_lora(&lora.name)?;
+        Ok(LoraFile { path, scale: lora.scale })
+    });
+    Ok(LoadOptions {
+        vae: plan.vae.as_deref().map(|name| library.find_vae(name)).transpose()?,
+        prediction: plan.prediction.map(|prediction| match prediction {
+            job::Prediction::Epsilon => Prediction::Epsilon,
+            job::Prediction::VPrediction => Prediction::Velocity,
+        }),
+        loras: loras.collect::<Result<Vec<_>, Error>>()?,
+        ..LoadOptions::default()
+    })
 }

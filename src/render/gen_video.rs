@@ -67,6 +67,7 @@ fn infer(
     hook: &mut Hook<'_>,
 ) -> Result<(Vec<RgbImage>, Work), Error> {
     let folder = inner.settings.library.find(&plan.lookup, Task::ImageToVideo)?.folder;
+    let weights = Some(inner.hashes.model(&folder, hook)?);
     let mut permit = inner.desk.wait(hook)?;
     for last_try in [false, true] {
         let started = Instant::now();
@@ -82,7 +83,7 @@ fn infer(
                     ("video_load".to_owned(), super::seconds(loaded - started)),
                     ("video".to_owned(), super::seconds(loaded.elapsed())),
                 ]);
-                let mut work = ready.work(seconds);
+                let mut work = Work { weights, ..ready.work(seconds) };
                 work.notes.extend(output.notes);
                 return Ok((output.frames, work));
             }

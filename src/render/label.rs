@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 
 use super::plan::{ImagePlan, VideoPlan};
-use super::{Order, Work};
+use super::{Order, Work, hash};
 use crate::engine::ImageRequest;
 use crate::job::style;
 use crate::media::label::SOURCE_TYPE;
@@ -38,25 +38,58 @@ pub(super) fn negative(order: &Order, of_job: &str) -> String {
     }
 }
 
+/// The texts of a generated PNG, by their keys; without the prompt where the job wants that.
+pub(super) fn image_texts(
+    order: &Order,
+    plan: &ImagePlan,
+    made: &Made<'_>,
+    seed: u64,
+) -> Vec<(&'static str, String)> {
+    if !order.job.embed_metadata {
+        return vec![("genvideo", bare_record())];
+    }
+    vec![
+        ("parameters", parameters(order, plan, made, seed)),
+        ("genvideo", image_record(order, plan, made, seed)),
+    ]
+}
+
+/// Our record of a work whose prompt and settings are nobody's business.
+fn bare_record() -> String {
+    json!({
+        "schema_version": SCHEMA_VERSION,
+        "generator": GENERATOR,
+        "digital_source_type": SOURCE_TYPE,
+    })
+    .to_string()
+}
+
 /// The text other tools read back: prompt, negative prompt, and one line of `key: value`.
-pub(super) fn parameters(order: &Order, plan: &ImagePlan, made: &Made<'_>) -> String {
+fn parameters(order: &Order, plan: &ImagePlan, made: &Made<'_>, seed: u64) -> String {
     let mut text = made.request.prompt.clone();
     if let Some(negative) = &made.request.negative {
         text.push_str("\nNegative prompt: ");
         text.push_str(negative);
     }
     let (width, height) = plan.size;
+    let short = |sha256: &Option<String>| sha256.as_deref().map(hash::short);
     let line = [
-        ("Steps", plan.steps.to_string()),
-        ("Sampler", made.sampler.to_owned()),
-        ("CFG scale", plan.guidance.to_string()),
-        ("Seed", order.plan.seed.to_string()),
-        ("Size", format!("{width}x{height}")),
-        ("Model", plan.model.clone()),
-        ("Style", order.job.style.clone()),
-        ("Delivered size", format!("{}x{}", order.plan.deliver.0, order.plan.deliver.1)),
-        ("Version", GENERATOR.to_owned()),
+        ("Steps", Some(plan.steps.to_string())),
+        ("Sampler", Some(made.sampler.to_owned())),
+        ("CFG scale", Some(plan.guidance.to_string())),
+        ("Seed", Some(seed.to_string())),
+        ("Size", Some(format!("{width}x{height}"))),
+        ("Model hash", short(&made.work.weights)),
+        ("Model", Some(plan.model.clone())),
+        ("VAE hash", short(&made.work.vae)),
+        ("VAE", plan.vae.clone()),
+        ("Denoising strength", plan.strength.map(|strength| strength.to_string())),
+        ("Clip skip", plan.clip_skip.filter(|skip| *skip > 1).map(|skip| skip.to_string())),
+        ("Style", Some(order.job.style.clone())),
+        ("Delivered size", Some(format!("{}x{}", order.plan.deliver.0, order.plan.deliver.1))),
+        ("Version", Some(GENERATOR.to_owned())),
     ];
+    let line: Vec<_> = line.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
     text.push('\n');
     text.push_str(&pairs(&line));
     text
@@ -80,9 +113,10 @@ fn pairs(line: &[(&str, String)]) -> String {
 }
 
 /// Our own record of a generated image.
-pub(super) fn image_record(order: &Order, plan: &ImagePlan, made: &Made<'_>) -> String {
+fn image_record(order: &Order, plan: &ImagePlan, made: &Made<'_>, seed: u64) -> String {
     let mut record = base(order);
-    let image = json!({
+    record.insert("seed".to_owned(), seed.into());
+    let mut image = json!({
         "model": plan.model,
         "size": plan.size,
         "delivered_size": order.plan.deliver,
@@ -94,9 +128,19 @@ pub(super) fn image_record(order: &Order, plan: &ImagePlan, made: &Made<'_>) -> 
         "device": made.work.device,
         "dtype": made.work.dtype,
     });
-    let mut image = image;
-    if !plan.loras.is_empty() {
-        image["loras"] = json!(plan.loras);
+    let source = order.job.image.as_ref().filter(|_| plan.strength.is_some());
+    let extras = [
+        ("model_sha256", json!(made.work.weights)),
+        ("vae", json!(plan.vae)),
+        ("vae_sha256", json!(made.work.vae)),
+        ("source_image", json!(source)),
+        ("strength", json!(plan.strength)),
+        ("clip_skip", json!(plan.clip_skip)),
+        ("prediction", json!(plan.prediction)),
+        ("loras", if plan.loras.is_empty() { Value::Null } else { json!(plan.loras) }),
+    ];
+    for (key, value) in extras.into_iter().filter(|(_, value)| !value.is_null()) {
+        image[key] = value;
     }
     record.insert("image".to_owned(), image);
     record.insert("digital_source_type".to_owned(), SOURCE_TYPE.into());
@@ -116,6 +160,11 @@ pub(super) fn given_record(order: &Order, id: &str) -> String {
 
 /// Tags of the mp4.
 pub(super) fn video_tags(order: &Order, plan: &VideoPlan, work: &Work) -> Vec<(String, String)> {
+    if !order.job.embed_metadata {
+        return [("genvideo", bare_record()), ("software", GENERATOR.to_owned())]
+            .map(|(key, value)| (key.to_owned(), value))
+            .into();
+    }
     let one_line = |letter: char| if letter.is_control() { ' ' } else { letter };
     let title: String = order.job.prompt.chars().take(TITLE).map(one_line).collect();
     [
@@ -165,6 +214,7 @@ fn video_record(order: &Order, plan: &VideoPlan, work: &Work) -> String {
     let video = json!({
         "parameters": parameters,
         "encoder_threads": super::encode_video::ENCODER_THREADS,
+        "model_sha256": work.weights,
         "device": work.device,
         "dtype": work.dtype,
     });

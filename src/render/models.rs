@@ -18,8 +18,7 @@ use super::{Error, Hook, Report, Settings, Work, report};
 use crate::engine::device::{self, Compute};
 use crate::engine::estimate::{self, Need};
 use crate::engine::{
-    self, ImageModel, ImageRequest, LoadOptions, LoraFile, Residency, StepEvent, VideoModel,
-    VideoRequest,
+    self, ImageModel, ImageRequest, LoadOptions, Residency, StepEvent, VideoModel, VideoRequest,
 };
 
 /// How often a thread that waits for the device asks the hook whether to go on waiting.
@@ -42,7 +41,7 @@ pub(super) struct Models {
 
 /// A model with what is known about it.
 struct Loaded {
-    key: WithLoras,
+    key: WithOptions,
     residency: Residency,
     /// Bytes of its weights in memory.
     bytes: u64,
@@ -54,8 +53,8 @@ enum Model {
     Video(VideoModel),
 }
 
-/// A model's folder or file, and the LoRAs applied to it.
-pub(super) type WithLoras = (PathBuf, Vec<LoraFile>);
+/// A model's folder or file, and what is changed about it; which parts stay in memory is not for the asker to say.
+pub(super) type WithOptions = (PathBuf, LoadOptions);
 
 /// How a run will go.
 pub(super) struct Ready {
@@ -76,6 +75,7 @@ impl Ready {
             notes: self.notes,
             weights_read: self.weights_read,
             seconds,
+            ..Work::default()
         }
     }
 }
@@ -128,19 +128,18 @@ impl Permit<'_> {
     pub(super) fn image(
         &mut self,
         settings: &Settings,
-        wanted: &WithLoras,
+        wanted: &WithOptions,
         (request, memory): (&mut ImageRequest, &str),
         hook: &mut Hook<'_>,
     ) -> Result<(&ImageModel, Ready), Error> {
         let compute = open(&mut self.models.compute, settings)?.clone();
-        let mut options = LoadOptions { loras: wanted.1.clone(), ..LoadOptions::default() };
+        let mut options = wanted.1.clone();
         let need = estimate::image(&wanted.0, &options, &compute, request)?;
         let plan = self.models.room(&compute, wanted, &need, memory)?;
         request.tiling = plan.tiled().then_some(LOW_SIDE);
         options.residency = plan.residency;
         let load = |hook: &mut Hook<'_>| {
-            let model =
-                ImageModel::load_with(&wanted.0, &options, &compute, &mut bridge(hook))?;
+            let model = ImageModel::load_with(&wanted.0, &options, &compute, &mut bridge(hook))?;
             Ok(Model::Image(model))
         };
         let (model, ready) = self.take(&compute, wanted, &plan, &load, hook)?;
@@ -160,7 +159,7 @@ impl Permit<'_> {
     ) -> Result<(&VideoModel, Ready), Error> {
         let compute = open(&mut self.models.compute, settings)?.clone();
         let need = estimate::video(folder, &compute, request)?;
-        let wanted = (folder.to_path_buf(), Vec::new());
+        let wanted = (folder.to_path_buf(), LoadOptions::default());
         let plan = self.models.room(&compute, &wanted, &need, memory)?;
         let mut notes = Vec::new();
         if plan.tiled() {
@@ -192,7 +191,7 @@ impl Permit<'_> {
     fn take(
         &mut self,
         compute: &Compute,
-        wanted: &WithLoras,
+        wanted: &WithOptions,
         plan: &MemoryPlan,
         load: &dyn Fn(&mut Hook<'_>) -> Result<Model, engine::Error>,
         hook: &mut Hook<'_>,
@@ -276,7 +275,7 @@ impl Models {
     fn room(
         &mut self,
         compute: &Compute,
-        wanted: &WithLoras,
+        wanted: &WithOptions,
         need: &Need,
         memory: &str,
     ) -> Result<MemoryPlan, Error> {
@@ -284,11 +283,8 @@ impl Models {
         let have = compute.free_memory().map(|free| free + held);
         let level = choose(memory, need, have)?;
         let plan = |residency| MemoryPlan { residency, level, weights: need.weights };
-        let plan = plan(if level == Level::Together {
-            Residency::Together
-        } else {
-            Residency::InTurn
-        });
+        let plan =
+            plan(if level == Level::Together { Residency::Together } else { Residency::InTurn });
         let Some(have) = have else { return Ok(plan) };
         let others = |models: &[Loaded]| -> u64 {
             models.iter().filter(|model| model.key != *wanted).map(|model| model.bytes).sum()
@@ -296,7 +292,8 @@ impl Models {
         let most = have.saturating_sub(bytes_of(level, need)).min(have / 2);
         let mut dropped = false;
         while others(&self.loaded) > most {
-            let oldest = self.loaded.iter().position(|model| model.key != *wanted && model.bytes > 0);
+            let oldest =
+                self.loaded.iter().position(|model| model.key != *wanted && model.bytes > 0);
             let Some(oldest) = oldest else { break };
             self.loaded.remove(oldest);
             dropped = true;
@@ -327,8 +324,7 @@ fn choose(memory: &str, need: &Need, have: Option<u64>) -> Result<Level, Error> 
     let fits = |level: &&Level| bytes_of(**level, need) <= have;
     levels.iter().find(fits).copied().ok_or_else(|| {
         let least = levels.iter().map(|level| bytes_of(*level, need)).min().unwrap_or(0);
-        let problem =
-            format!("this run needs about {}, and {} are there", gib(least), gib(have));
+        let problem = format!("this run needs about {}, and {} are there", gib(least), gib(have));
         Error::Engine(engine::Error::OutOfMemory { problem })
     })
 }

@@ -11,7 +11,7 @@ use crate::hub::{self, Manifest, Model, Source, Task};
 use crate::job::class::{ErrorClass, Fault};
 use crate::job::length::{self, FrameRate, Pace};
 use crate::job::size::{self, Native};
-use crate::job::{JobType, Lora, ValidJob, style};
+use crate::job::{JobType, Lora, Prediction, ValidJob, style};
 use crate::store;
 
 /// Delivered frames per second when the job names none.
@@ -56,6 +56,21 @@ pub struct ImagePlan {
     /// LoRAs, applied in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub loras: Vec<Lora>,
+    /// How much of the given image is redrawn; `None` starts from noise alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
+    /// Images, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<u32>,
+    /// Layers left out at the end of the text encoder, counted as A1111 does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_skip: Option<u32>,
+    /// Name of the file that the autoencoder is taken from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae: Option<String>,
+    /// What the model predicts, where the job says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<Prediction>,
 }
 
 /// How the video is made.
@@ -117,12 +132,12 @@ struct Found {
 /// Decides everything about `job`, or returns every fault at once.
 pub(super) fn plan(settings: &Settings, job: &ValidJob, seed: u64) -> Result<Plan, Error> {
     let mut faults = Vec::new();
-    check_loras(settings, job, &mut faults);
+    check_files(settings, job, &mut faults);
     if let Some(id) = &job.image {
         check_given(settings, id, &mut faults)?;
     }
     let mut notes = Vec::new();
-    let wants_image = job.image.is_none();
+    let wants_image = job.image.is_none() || job.strength.is_some();
     let image_model = wants_image
         .then(|| find(settings, job.image_model.as_deref(), Task::TextToImage, &mut faults))
         .transpose()?
@@ -138,8 +153,8 @@ pub(super) fn plan(settings: &Settings, job: &ValidJob, seed: u64) -> Result<Pla
     }
     let deliver = (job.width, job.height);
     note_style(job, &mut notes);
-    if !wants_image && !job.loras.is_empty() {
-        notes.push("the image is given, so no LoRA is applied".to_owned());
+    if !wants_image {
+        note_unused(job, &mut notes);
     }
     if let (Some(model), Some(image)) = (&image_model, &image) {
         note_language(job, &model.model, &mut notes);
@@ -159,8 +174,11 @@ fn collect<T>(result: Result<T, Vec<Fault>>, faults: &mut Vec<Fault>) -> Option<
     result.map_err(|more| faults.extend(more)).ok()
 }
 
-/// Every LoRA of the job is on this machine.
-fn check_loras(settings: &Settings, job: &ValidJob, faults: &mut Vec<Fault>) {
+/// Every LoRA of the job is on this machine, and its autoencoder.
+fn check_files(settings: &Settings, job: &ValidJob, faults: &mut Vec<Fault>) {
+    if let Some(Err(error)) = job.vae.as_deref().map(|name| settings.library.find_vae(name)) {
+        faults.push(fault_of("vae", &error));
+    }
     for (index, lora) in job.loras.iter().enumerate() {
         if let Err(error) = settings.library.find_lora(&lora.name) {
             faults.push(fault_of(&format!("loras[{index}].name"), &error));
@@ -239,6 +257,11 @@ fn image_plan(job: &ValidJob, found: &Found) -> Result<ImagePlan, Vec<Fault>> {
             sampler,
             negative: manifest.negative.clone(),
             loras: job.loras.clone(),
+            strength: job.strength,
+            batch: job.batch.filter(|batch| *batch > 1),
+            clip_skip: job.clip_skip,
+            vae: job.vae.clone(),
+            prediction: job.prediction,
         }),
         _ => Err(faults),
     }
@@ -287,6 +310,30 @@ fn generated_size(job: &ValidJob, manifest: &Manifest) -> Result<(u32, u32), Vec
         .map_err(|fault| vec![fault])
 }
 
+/// What a given image that is taken as it is leaves without use.
+fn note_unused(job: &ValidJob, notes: &mut Vec<String>) {
+    let given = [
+        ("negative_prompt", job.negative_prompt.is_some()),
+        ("steps", job.steps.is_some()),
+        ("guidance", job.guidance.is_some()),
+        ("sampler", job.sampler.is_some()),
+        ("image_model", job.image_model.is_some()),
+        ("batch", job.batch.is_some_and(|batch| batch > 1)),
+        ("clip_skip", job.clip_skip.is_some()),
+        ("vae", job.vae.is_some()),
+        ("prediction", job.prediction.is_some()),
+        ("loras", !job.loras.is_empty()),
+    ];
+    let unused: Vec<String> =
+        given.iter().filter(|(_, is)| *is).map(|(name, _)| format!("`{name}`")).collect();
+    if !unused.is_empty() {
+        notes.push(format!(
+            "the image is given and taken as it is, so {} had no use; with a `strength` it would be redrawn",
+            unused.join(", ")
+        ));
+    }
+}
+
 fn note_style(job: &ValidJob, notes: &mut Vec<String>) {
     if style::apply(job).prompt != job.prompt {
         notes.push(format!("style `{}` adds its words to the prompt", job.style));
@@ -331,8 +378,10 @@ fn shares(image: Option<&ImagePlan>, video: Option<&VideoPlan>, deliver: (u32, u
     const ENCODED: f64 = 1.0 / 30.0;
     let pixels = |(width, height): (u32, u32)| f64::from(width) * f64::from(height);
     // Guidance evaluates the model twice; loading and the final resize are never free.
-    let image = image.map_or(0.0, |plan| 2.0 * pixels(plan.size) * f64::from(plan.steps))
-        + ENCODED * pixels(deliver);
+    let image = image.map_or(0.0, |plan| {
+        let steps = f64::from(plan.steps) * plan.strength.unwrap_or(1.0);
+        2.0 * pixels(plan.size) * steps * f64::from(plan.batch.unwrap_or(1))
+    }) + ENCODED * pixels(deliver);
     let Some(video) = video else {
         return Shares { image: 1.0, run: 0.0, encode: 0.0 };
     };

@@ -32,6 +32,7 @@ pub(super) fn publish(
     let files: Vec<&str> = [&assets.image, &assets.video, &assets.poster, &assets.receipt]
         .into_iter()
         .flatten()
+        .chain(assets.images.iter().skip(1))
         .map(|asset| &*asset.sha256)
         .collect();
     match store.publish(&order.job_key, &serde_json::to_vec_pretty(&result)?, &files) {
@@ -60,7 +61,9 @@ fn earlier(store: &Store, order: &Order, made: &Made) -> Result<Option<JobResult
     let hash = |asset: &Option<Asset>| asset.as_ref().map(|asset| asset.sha256.clone());
     let (image, video) = (hash(&result.assets.image), hash(&result.assets.video));
     let made_video = made.video.as_ref().map(|made| made.video.sha256.clone());
-    if image.as_deref() == Some(&*made.image.delivered.sha256) && video == made_video {
+    let others = result.assets.images.iter().skip(1).map(|asset| &asset.sha256);
+    let same = others.eq(made.image.more.iter().map(|blob| &blob.sha256));
+    if image.as_deref() == Some(&*made.image.delivered.sha256) && same && video == made_video {
         return Ok(Some(result));
     }
     Err(Error::Conflict {
@@ -73,12 +76,17 @@ fn earlier(store: &Store, order: &Order, made: &Made) -> Result<Option<JobResult
 /// A manifest must never name what is not there.
 fn check_present(store: &Store, made: &Made) -> Result<(), Error> {
     let of_video = made.video.iter().flat_map(|made| [&made.video, &made.poster]);
-    for blob in std::iter::once(&made.image.delivered).chain(of_video) {
+    for blob in images(made).chain(of_video) {
         if !store.has_blob(&blob.sha256)? {
             return Err(Error::Gone(blob.sha256.clone()));
         }
     }
     Ok(())
+}
+
+/// Every image of the job.
+fn images(made: &Made) -> impl Iterator<Item = &BlobRef> {
+    std::iter::once(&made.image.delivered).chain(&made.image.more)
 }
 
 fn asset(store: &Store, blob: &BlobRef, media_type: &str) -> Result<Option<Asset>, Error> {
@@ -104,8 +112,12 @@ fn result(
         None => (None, None),
     };
     let image = asset(store, &made.image.delivered, "image/png")?;
-    let assets =
-        Assets { image, video, poster, receipt: asset(store, receipt, "application/json")? };
+    let mut all = Vec::new();
+    for blob in images(made).filter(|_| !made.image.more.is_empty()) {
+        all.extend(asset(store, blob, "image/png")?);
+    }
+    let receipt = asset(store, receipt, "application/json")?;
+    let assets = Assets { image, images: all, video, poster, receipt };
     let url = |asset: &Option<Asset>| asset.as_ref().map(|asset| asset.url.clone());
     let progress = Progress {
         step: Step::Completed,
@@ -129,7 +141,11 @@ fn message(made: &Made) -> String {
             format!("video ready: {width}x{height}, {duration:.2} s, {frames} frames at {fps} fps")
         }
         None => {
-            format!("image ready: {}x{}", made.image.delivered_size.0, made.image.delivered_size.1)
+            let (width, height) = made.image.delivered_size;
+            match made.image.more.len() {
+                0 => format!("image ready: {width}x{height}"),
+                more => format!("{} images ready: {width}x{height}", more + 1),
+            }
         }
     }
 }
@@ -194,7 +210,12 @@ fn receipt(order: &Order, made: &Made, facts: &Facts) -> Result<Vec<u8>, Error> 
     let works = std::iter::once(&made.image.work).chain(made.runs.iter().map(|run| &run.work));
     let weights_read: u32 = works.map(|work| work.weights_read).sum();
     let hash = |blob: &BlobRef| Value::from(blob.sha256.clone());
-    let receipt = json!({
+    let weights = json!({
+        "image": made.image.work.weights,
+        "vae": made.image.work.vae,
+        "video": made.runs.first().and_then(|run| run.work.weights.as_ref()),
+    });
+    let mut receipt = json!({
         "schema_version": SCHEMA_VERSION,
         "generator": GENERATOR,
         "job_key": order.job_key.to_string(),
@@ -210,7 +231,11 @@ fn receipt(order: &Order, made: &Made, facts: &Facts) -> Result<Vec<u8>, Error> 
             "video": made.video.as_ref().map(|made| hash(&made.video)),
             "poster": made.video.as_ref().map(|made| hash(&made.poster)),
         },
+        "weights": weights,
         "done": facts,
     });
+    if !made.image.more.is_empty() {
+        receipt["files"]["images"] = images(made).map(hash).collect();
+    }
     Ok(serde_json::to_vec_pretty(&receipt)?)
 }

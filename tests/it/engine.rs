@@ -298,7 +298,13 @@ fn layers_of_the_text_encoder_can_be_left_out() {
     let model = load(&shipped("tests/fixtures/goldens/models/sd1")).unwrap();
     let with = |clip_skip| draw(&model, &ImageRequest { clip_skip, ..request(2) });
     assert_eq!(with(None), with(Some(0)));
-    assert_ne!(with(None), with(Some(1)));
+    assert_eq!(with(None), with(Some(1)));
+    assert_ne!(with(None), with(Some(2)));
+    // Two encoders leave out their last layer anyway.
+    let model = load(&shipped("tests/fixtures/goldens/models/xl")).unwrap();
+    let with = |clip_skip| draw(&model, &ImageRequest { clip_skip, ..request(2) });
+    assert_eq!(with(None), with(Some(2)));
+    assert_ne!(with(None), with(Some(3)));
 }
 
 #[test]

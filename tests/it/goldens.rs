@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod noise;
+mod own;
 mod preprocess;
 mod samplers;
 mod schedules;
@@ -27,8 +28,16 @@ fn golden(path: &str) -> PathBuf {
 }
 
 fn json(path: &str) -> Value {
-    let path = golden(path);
-    let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    read_json(&golden(path))
+}
+
+/// A file or folder of the goldens that `scripts/goldens.py` wrote, for the shipped models.
+fn own_golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/goldens_own").join(path)
+}
+
+fn read_json(path: &Path) -> Value {
+    let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_slice(&bytes).unwrap()
 }
 
@@ -42,14 +51,19 @@ struct Run {
 
 impl Run {
     fn open(model: &str, name: &str) -> Self {
-        let file = golden(&format!("runs/{model}/{name}.safetensors"));
-        let settings =
-            if name == "units" { Value::Null } else { json(&format!("runs/{model}/{name}.json")) };
+        Self::of(&golden("runs"), model, name)
+    }
+
+    fn of(runs: &Path, model: &str, name: &str) -> Self {
+        let folder = runs.join(model);
+        let settings = folder.join(format!("{name}.json"));
+        let settings = if name == "units" { Value::Null } else { read_json(&settings) };
+        let file = folder.join(format!("{name}.safetensors"));
         Self {
             name: format!("{model}/{name}"),
             settings,
             tensors: candle_core::safetensors::load(file, &Device::Cpu).unwrap(),
-            measured: json(&format!("runs/{model}/measured.json"))[name].clone(),
+            measured: read_json(&folder.join("measured.json"))[name].clone(),
         }
     }
 
@@ -69,12 +83,19 @@ impl Run {
         let wanted = self.get(tensor);
         assert_eq!(got.dims(), wanted.dims(), "{} {tensor}", self.name);
         let off = largest_difference(got, wanted);
+        show_parity(&self.name, tensor, off, tolerance);
         assert!(
             off <= tolerance,
             "{} {tensor}: off by {off:.2e}, tolerance {tolerance:.2e}",
             self.name
         );
     }
+}
+
+/// A line for `scripts/parity`; captured otherwise.
+#[expect(clippy::print_stdout, reason = "the table of parity figures is made of these lines")]
+fn show_parity(run: &str, tensor: &str, off: f64, tolerance: f64) {
+    println!("parity: {run} {tensor} {off:e} {tolerance:e}");
 }
 
 /// NaN when either holds one, which no tolerance accepts.

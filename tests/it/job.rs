@@ -132,6 +132,7 @@ fn ranges_end_where_the_contract_says() {
         ("fps", json!(1), json!(60.0), json!(0.5), json!(60.1)),
         ("motion", json!(1), json!(255), json!(0), json!(256)),
         ("noise_aug", json!(0), json!(1.0), json!(-0.1), json!(1.1)),
+        ("clip_skip", json!(0), json!(12), json!(-1), json!(13)),
     ];
     for (field, first, last, below, above) in numbers {
         let fault = format!("OUT_OF_RANGE {field}");
@@ -198,6 +199,48 @@ fn names_and_ids_are_looked_up_never_fetched() {
             "MISSING_FIELD loras[2].name",
             "WRONG_TYPE loras[2].scale",
         ],
+    );
+}
+
+#[test]
+fn fields_that_need_each_other_say_so() {
+    let image = "ab".repeat(32);
+    for (strength, expected) in [
+        (json!(0.001), &[][..]),
+        (json!(1), &[]),
+        (json!(0), &["OUT_OF_RANGE strength"]),
+        (json!(1.01), &["OUT_OF_RANGE strength"]),
+        (json!("0.5"), &["WRONG_TYPE strength"]),
+    ] {
+        check(json!({"image": image, "strength": strength}), expected);
+    }
+    check(json!({"strength": 0.5}), &["MISSING_FIELD strength"]);
+    for (job_type, batch, expected) in [
+        ("IMAGE", 1, &[][..]),
+        ("IMAGE", 8, &[]),
+        ("IMAGE", 0, &["OUT_OF_RANGE batch"]),
+        ("IMAGE", 9, &["OUT_OF_RANGE batch"]),
+        ("VIDEO", 1, &[]),
+        ("VIDEO", 2, &["OUT_OF_RANGE batch"]),
+    ] {
+        check(json!({"job_type": job_type, "batch": batch}), expected);
+    }
+    check(json!({"vae": "sub/vae-ft-mse"}), &[]);
+    check(json!({"vae": "/models/vae.safetensors"}), &[]);
+    check(json!({"vae": "https://host/x"}), &["URL_REFUSED vae"]);
+    check(json!({"vae": ""}), &["OUT_OF_RANGE vae"]);
+    check(json!({"prediction": "epsilon"}), &[]);
+    check(json!({"prediction": "sample"}), &["OUT_OF_RANGE prediction"]);
+    check(json!({"embed_metadata": 1}), &["WRONG_TYPE embed_metadata"]);
+}
+
+#[test]
+fn a_request_without_new_fields_is_written_as_before() {
+    let written = serde_json::to_string(&valid_with(json!({})).unwrap()).unwrap();
+    assert_eq!(
+        written,
+        "{\"prompt\":\"a fox\",\"style\":\"realistic\",\"job_type\":\"VIDEO\",\"width\":1024,\"height\":1024,\
+         \"duration\":5.0,\"user_id\":\"u\",\"metadata\":{},\"size_policy\":\"fit\"}"
     );
 }
 
@@ -346,6 +389,8 @@ fn a_valid_job_reads_and_validates_to_itself() {
         "seed": u64::MAX, "steps": 30, "guidance": 7.1, "sampler": "ddim", "image_model": "a/b",
         "video_model": "c", "fps": 29.97, "motion": 127, "noise_aug": 0.02, "image": "AB".repeat(32),
         "loras": [{"name": "x", "scale": 0.7}, {"name": "y"}], "size_policy": "exact",
+        "strength": 0.6, "batch": 8, "clip_skip": 2, "vae": "v.safetensors", "prediction": "v_prediction",
+        "embed_metadata": false,
     });
     for changes in [json!({}), full] {
         let job = valid_with(changes).unwrap();
@@ -393,6 +438,12 @@ fn messages_help() {
     check(
         json!({"image": "https://host/x.png"}),
         "`image`: got the address `https://host/x.png`, wanted the id of an image in the store, 64 hex digits",
+    );
+    check(
+        json!({"strength": 0.6, "batch": 4, "denoising_strength": 1}),
+        "`strength`: got `0.6` alone, wanted a number above 0, up to 1, beside an `image`; \
+         `batch`: got `4` for a video, wanted a whole number from 1 to 8, and only 1 for a video; \
+         `denoising_strength`: unknown field, did you mean `strength`?",
     );
     let faults = parse::valid(b"{\"prompt\": \"x\",\n \"prompt\": \"y\"}").unwrap_err();
     assert_eq!(

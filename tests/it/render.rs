@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod images;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;

@@ -4,6 +4,7 @@
 
 use candle_core::{DType, Tensor};
 
+use crate::engine::Result;
 use crate::engine::config::vae::VaeConfig;
 use crate::engine::denoise::{Pulse, check_pulse};
 use crate::engine::nn::activation::swap_axes;
@@ -13,7 +14,6 @@ use crate::engine::nn::norm::GroupNorm;
 use crate::engine::nn::resnet::{ResnetBlock, ResnetSpec};
 use crate::engine::tiling::{self, Tiling};
 use crate::engine::weights::Weights;
-use crate::engine::Result;
 
 /// Epsilon of every norm in an autoencoder's encoder and in the image decoder.
 const EPS: f64 = 1e-6;

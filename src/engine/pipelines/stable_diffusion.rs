@@ -131,19 +131,19 @@ impl ImageModel {
         let schedule = Schedule::new(&self.scheduler, sampler, request.steps as usize)?;
 
         tell(hook, StepEvent::EncodePrompt)?;
-        let prompts = Prompts {
-            prompt: &request.prompt,
-            prompt2: request.prompt2.as_deref(),
-            negative: request.negative.as_deref(),
-            negative2: None,
-            clip_skip: request.clip_skip.unwrap_or(0) as usize,
-            syntax: Syntax::Weighted,
-        };
         let mut notes = self.notes.clone();
         notes.extend(note);
         let encoded = {
             let text = self.text.get()?;
             notes.extend(text.note(&request.prompt)?);
+            let prompts = Prompts {
+                prompt: &request.prompt,
+                prompt2: request.prompt2.as_deref(),
+                negative: request.negative.as_deref(),
+                negative2: None,
+                clip_skip: text.left_out(request.clip_skip.unwrap_or(0))?,
+                syntax: Syntax::Weighted,
+            };
             text.encode(&prompts, is_guided(request.guidance))?
         };
         for row in std::iter::once(&encoded.positive).chain(&encoded.negative) {

@@ -36,6 +36,14 @@ const PARTS: &[&str] = &[
     "feature_extractor",
 ];
 
+/// The weight files of all parts of the model in `folder`.
+pub(super) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let parts = ["text_encoder", "text_encoder_2", "image_encoder", "unet", "vae"];
+    let parts = parts.map(|part| folder.join(part)).into_iter().filter(|part| part.is_dir());
+    let files = parts.map(|part| component_files(&part)).collect::<Result<Vec<_>>>()?;
+    Ok(files.into_iter().flatten().collect())
+}
+
 /// The weight files of the component in `folder`.
 pub(super) fn component_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let Some(path) = FILE_NAMES.iter().map(|name| folder.join(name)).find(|path| path.is_file())

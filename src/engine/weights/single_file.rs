@@ -162,7 +162,9 @@ impl SingleFile {
         file.config("scheduler/scheduler_config.json", scheduler(family, &marks))?;
         file.share_out(&store.entries, &parts, ema);
         if let Some(vae) = vae {
-            file.take_vae(vae, family)?;
+            let (config, part) = autoencoder(vae, family)?;
+            file.config("vae/config.json", config)?;
+            file.parts.insert("vae", part);
         }
         Ok(file)
     }
@@ -199,23 +201,23 @@ impl SingleFile {
         }
         self.strays.sort_unstable();
     }
+}
 
-    /// The autoencoder of a file of its own, in either layout.
-    fn take_vae(&mut self, store: &Store, family: Family) -> Result<()> {
-        let names = Names { path: &store.place, entries: &store.entries };
-        let prefix = if names.any(VAE) { VAE } else { "" };
-        let (config, naming) = vae_config(&names, prefix, family)?;
-        self.config("vae/config.json", config)?;
-        let mut part = HashMap::new();
-        for (name, entry) in &store.entries {
-            let tensors = name
-                .strip_prefix(prefix)
-                .and_then(|rest| renamed("vae", prefix, rest, entry, &naming));
-            part.extend(tensors.into_iter().flatten());
-        }
-        self.parts.insert("vae", part);
-        Ok(())
+/// The autoencoder in a file of its own or of a whole model, in either layout: its config and its tensors.
+pub(super) fn autoencoder(
+    store: &Store,
+    family: Family,
+) -> Result<(Value, HashMap<String, Entry>)> {
+    let names = Names { path: &store.place, entries: &store.entries };
+    let prefix = if names.any(VAE) { VAE } else { "" };
+    let (config, naming) = vae_config(&names, prefix, family)?;
+    let mut part = HashMap::new();
+    for (name, entry) in &store.entries {
+        let tensors =
+            name.strip_prefix(prefix).and_then(|rest| renamed("vae", prefix, rest, entry, &naming));
+        part.extend(tensors.into_iter().flatten());
     }
+    Ok((config, part))
 }
 
 /// The averaged twin of a UNet tensor: its name has lost the dots.

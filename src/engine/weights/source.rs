@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::folder::check_links;
 use super::lora::{self, LoraFile};
-use super::single_file::{Family, SingleFile, beside};
+use super::single_file::{Family, SingleFile, autoencoder, beside};
 use super::{Store, Weights};
 use crate::engine::config::Json;
 use crate::engine::config::scheduler::Prediction;
@@ -26,7 +26,7 @@ const LORA_PARTS: &[&str] = &["unet", "text_encoder", "text_encoder_2"];
 pub struct LoadOptions {
     /// A diffusers folder whose configs and tokenizers describe a one-file model, where its shapes do not say enough.
     pub config: Option<PathBuf>,
-    /// A file to take the autoencoder of a one-file model from.
+    /// A file to take the autoencoder from; a folder's own config goes on describing it.
     pub vae: Option<PathBuf>,
     /// Whether the averaged UNet of a one-file model is taken, if the file has it.
     pub ema: bool,
@@ -61,6 +61,12 @@ impl Source {
             source.take_file(path, options)?;
         } else {
             check_links(path)?;
+            if let Some(vae) = &options.vae {
+                let mut store = Store::open(vae, vec![vae.clone()])?;
+                // The family tells the scaling only, and that is in the folder's config.
+                (_, store.entries) = autoencoder(&store, Family::StableDiffusion1)?;
+                source.stores.insert("vae", Arc::new(store));
+            }
         }
         Ok(source)
     }

@@ -31,7 +31,8 @@ pub struct ImageRequest {
     pub seed: u64,
     /// A picture to start from, and how much of it to change: above 0, up to 1 for all.
     pub init: Option<(RgbImage, f64)>,
-    /// Layers of the text encoder left out at its end, counted as diffusers does: one less than A1111.
+    /// A1111's "Clip skip": at 2 the text encoder's last layer is left out, at 1 and 0 none. Models of two encoders
+    /// always leave out one, so that 2 changes nothing there.
     pub clip_skip: Option<u32>,
     /// Most pixels along a side that are decoded at once: larger pictures are decoded in tiles, which takes less memory
     /// and leaves faint seams. A tile is never larger than what the autoencoder was trained on.

@@ -20,7 +20,7 @@ pub struct Prompts<'a> {
     pub negative: Option<&'a str>,
     /// The same for a second encoder, where it differs.
     pub negative2: Option<&'a str>,
-    /// Layers left out for the prompt, beside those that the model's family always leaves out.
+    /// Layers left out beside those that the model's family always leaves out: see [`TextEncoders::left_out`].
     pub clip_skip: usize,
     /// How the texts are read.
     pub syntax: Syntax,
@@ -143,8 +143,11 @@ impl TextEncoders {
         let (tokens, tokens_cut) = (positive[0].used, positive[0].cut);
         let positive = self.row(&positive, length, prompts.clip_skip)?;
         let negative = match negative {
-            // diffusers leaves out layers for the prompt alone.
-            Some(negative) => Some(self.row(&negative, length, 0)?),
+            Some(negative) => {
+                // diffusers leaves out layers for the prompt alone, A1111 for both.
+                let both = prompts.syntax == Syntax::Weighted;
+                Some(self.row(&negative, length, if both { prompts.clip_skip } else { 0 })?)
+            }
             None => (guided && zeros).then(|| positive.zeros_like()).transpose()?,
         };
         Ok(Encoded { positive, negative, tokens, tokens_cut })
@@ -187,18 +190,33 @@ impl TextEncoders {
         Depth { skipped: clip_skip + usize::from(two), normed: !two }
     }
 
-    fn check_skip(&self, clip_skip: usize) -> Result<()> {
-        let fewest = self.towers.iter().map(|tower| tower.model.config().layers).min();
-        let most = fewest.unwrap_or(0).saturating_sub(1 + self.depth(0).skipped);
-        if clip_skip <= most {
-            return Ok(());
-        }
-        Err(Error::Request {
-            field: "clip_skip",
-            value: clip_skip.to_string(),
-            wanted: format!("0 to {most}"),
-        })
+    /// Layers to leave out beside the family's own at A1111's "Clip skip", which counts from the last layer as 1.
+    pub fn left_out(&self, clip_skip: u32) -> Result<usize> {
+        let own = 1 + self.depth(0).skipped;
+        let left_out = (clip_skip as usize).saturating_sub(own);
+        let most = self.most_skipped();
+        refuse_unless(left_out <= most, clip_skip as usize, most + own)?;
+        Ok(left_out)
     }
+
+    fn check_skip(&self, clip_skip: usize) -> Result<()> {
+        let most = self.most_skipped();
+        refuse_unless(clip_skip <= most, clip_skip, most)
+    }
+
+    /// As many layers as leave one.
+    fn most_skipped(&self) -> usize {
+        let fewest = self.towers.iter().map(|tower| tower.model.config().layers).min();
+        fewest.unwrap_or(0).saturating_sub(1 + self.depth(0).skipped)
+    }
+}
+
+fn refuse_unless(allowed: bool, clip_skip: usize, most: usize) -> Result<()> {
+    if allowed {
+        return Ok(());
+    }
+    let wanted = format!("0 to {most} for this model");
+    Err(Error::Request { field: "clip_skip", value: clip_skip.to_string(), wanted })
 }
 
 /// Weighs each token, then brings the mean back to where it was, as A1111 does.

@@ -1,0 +1,121 @@
+//! Hashes of model files, so that files and receipts say which weights made them.
+//!
+//! A file is hashed once for each of its versions: what is known is kept, by path, length and time of change, in the
+//! cache folder. A model of several files goes by the hash of their list, written as `sha256sum` would.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::UNIX_EPOCH;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{Error, Hook, report};
+use crate::engine;
+
+/// Bytes between two looks at the hook.
+const BLOCK: usize = 8 << 20;
+
+/// What is known about a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Known {
+    bytes: u64,
+    /// Nanoseconds since 1970.
+    changed: u128,
+    sha256: String,
+}
+
+/// The known hashes, in memory and in a file.
+#[derive(Debug)]
+pub(super) struct Hashes {
+    file: PathBuf,
+    known: Mutex<Option<BTreeMap<PathBuf, Known>>>,
+}
+
+impl Hashes {
+    /// Hashes kept in `cache_dir`; nothing is read yet.
+    pub(super) fn new(cache_dir: &Path) -> Self {
+        Self { file: cache_dir.join("weight-hashes.json"), known: Mutex::new(None) }
+    }
+
+    /// SHA-256 of the model at `path`: of its one file, or of the list of its files.
+    pub(super) fn model(&self, path: &Path, hook: &mut Hook<'_>) -> Result<String, Error> {
+        let files = engine::weights::files(path)?;
+        if let [file] = files.as_slice()
+            && file == path
+        {
+            return self.file(file, hook);
+        }
+        let mut lines = Vec::new();
+        for file in &files {
+            let name = file.strip_prefix(path).unwrap_or(file).to_string_lossy().replace('\\', "/");
+            lines.push(format!("{name}\n{}", self.file(file, hook)?));
+        }
+        lines.sort_unstable();
+        let list: String = lines
+            .iter()
+            .filter_map(|line| line.split_once('\n'))
+            .map(|(name, sha256)| format!("{sha256}  {name}\n"))
+            .collect();
+        Ok(hex(&Sha256::digest(list.as_bytes())))
+    }
+
+    /// SHA-256 of one file.
+    pub(super) fn file(&self, path: &Path, hook: &mut Hook<'_>) -> Result<String, Error> {
+        let unreadable = |source| engine::Error::Io { path: path.to_path_buf(), source };
+        let state = fs::metadata(path).map_err(unreadable)?;
+        let changed = state.modified().map_err(unreadable)?;
+        let changed = changed.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos());
+        let is_same = |known: &Known| known.bytes == state.len() && known.changed == changed;
+        if let Some(known) = self.with(|all| all.get(path).filter(|known| is_same(known)).cloned())
+        {
+            return Ok(known.sha256);
+        }
+        let mut file = File::open(path).map_err(unreadable)?;
+        let (mut hasher, mut block) = (Sha256::new(), vec![0; BLOCK]);
+        loop {
+            report(hook, "load", 0, 1)?;
+            match file.read(&mut block).map_err(unreadable)? {
+                0 => break,
+                count => hasher.update(&block[..count]),
+            }
+        }
+        let known = Known { bytes: state.len(), changed, sha256: hex(&hasher.finalize()) };
+        let sha256 = known.sha256.clone();
+        self.with(|all| {
+            all.insert(path.to_path_buf(), known);
+            // Only time is lost without it.
+            if let Err(error) = self.save(all) {
+                tracing::debug!(%error, file = %self.file.display(), "hashes are not kept");
+            }
+        });
+        Ok(sha256)
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<PathBuf, Known>) -> T) -> T {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = || fs::read(&self.file).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        act(known.get_or_insert_with(|| read().unwrap_or_default()))
+    }
+
+    fn save(&self, all: &BTreeMap<PathBuf, Known>) -> std::io::Result<()> {
+        let folder = self.file.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(&serde_json::to_vec_pretty(all)?)?;
+        file.persist(&self.file)?;
+        Ok(())
+    }
+}
+
+/// The short form that A1111 writes: the first ten digits.
+pub(super) fn short(sha256: &str) -> String {
+    sha256.chars().take(10).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
