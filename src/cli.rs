@@ -89,6 +89,16 @@ enum Command {
     History(history::Args),
 }
 
+impl Command {
+    /// Whether it takes care of signals itself.
+    fn listens(&self) -> bool {
+        matches!(
+            self,
+            Self::Run(_) | Self::Up(_) | Self::Worker(_) | Self::Watch(_) | Self::Render(_)
+        )
+    }
+}
+
 #[derive(Serialize)]
 struct Ended<'a> {
     event: &'static str,
@@ -157,7 +167,15 @@ fn carry_out(cli: Cli, output: &mut Output) -> Result<(), Failure> {
                 format!("cannot start the runtime: {error}"),
             )
         })?;
-    let done = runtime.block_on(dispatch(cli.command, &config, output));
+    let done = runtime.block_on(async {
+        let listens = cli.command.listens();
+        let mut command = std::pin::pin!(dispatch(cli.command, &config, output));
+        tokio::select! {
+            done = &mut command => done,
+            // Dropped, a command lets go of the server it may have started.
+            _ = tokio::signal::ctrl_c(), if !listens => Err(Failure::interrupted("interrupted")),
+        }
+    });
     // A blocking thread that does not come back must not hold the process.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     done

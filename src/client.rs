@@ -111,11 +111,11 @@ impl Jobs {
         let attempt = tokio::time::timeout(CONNECT_TIMEOUT * 2, Connection::connect(options));
         let connection = match attempt.await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return Err(refused(chain(&error))),
+            Ok(Err(error)) => return Err(refused(root(&error))),
             Err(_) => return Err(refused("no answer".to_owned())),
         };
         let client = Client::new(connection, ClientOptions::new(target.namespace.clone()).build())
-            .map_err(|error| refused(chain(&error)))?;
+            .map_err(|error| refused(root(&error)))?;
         Ok(Self { client, address: target.address.clone() })
     }
 
@@ -153,6 +153,11 @@ impl Jobs {
     /// How a job is doing: from the workflow when a worker is there to ask, else from the server's records.
     pub async fn status(&self, id: &str) -> Result<Progress, Error> {
         follow::status(self, id).await
+    }
+
+    /// Whether a worker answers for the job.
+    pub async fn is_attended(&self, id: &str) -> bool {
+        follow::query(self, id).await.is_some()
     }
 
     /// The outcome of a job that has ended; `None` while it runs.
@@ -251,6 +256,15 @@ impl Jobs {
         }
         Error::Temporal(chain(error))
     }
+}
+
+/// The innermost cause, which says it in the system's words; what is around it is the transport's debug text.
+fn root(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
 }
 
 fn listed(execution: &temporalio_client::WorkflowExecution) -> Listed {

@@ -48,10 +48,10 @@ pub enum Error {
         source: io::Error,
     },
     /// The server ended before it was ready.
-    #[error("the Temporal dev server ended at once: {}", if tail.is_empty() { "it said nothing" } else { tail })]
+    #[error("the Temporal dev server ended at once: {}", if said.is_empty() { "it said nothing" } else { said })]
     Died {
-        /// The end of its log.
-        tail: String,
+        /// The beginning of its log; a trace of its stack, if there is one, comes after the cause.
+        said: String,
         /// Its log.
         log: PathBuf,
     },

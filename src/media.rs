@@ -15,6 +15,7 @@ pub mod still;
 pub mod texts;
 
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// Frames per second as a ratio, so that 24000/1001 stays exact.
@@ -81,6 +82,9 @@ pub struct VideoInfo {
 /// Why a picture or film could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The caller asked to stop.
+    #[error("stopped")]
+    Stopped,
     /// A picture of no bytes.
     #[error("image file is empty, wanted a PNG, JPEG or WebP file")]
     Empty,
@@ -173,6 +177,7 @@ impl Error {
     /// The error class of the wire contract, for example `CORRUPT_IMAGE`.
     pub fn class_name(&self) -> &'static str {
         match self {
+            Self::Stopped => "BUG",
             Self::Empty => "EMPTY_FILE",
             Self::UnsupportedFormat { .. } => "UNSUPPORTED_FORMAT",
             Self::CorruptImage { .. } => "CORRUPT_IMAGE",
@@ -193,5 +198,13 @@ impl Error {
             return Self::DiskFull { path: path.to_owned() };
         }
         Self::File { path: path.to_owned(), source }
+    }
+}
+
+/// Asks whether to go on; a break is [`Error::Stopped`].
+fn ask(go_on: &mut dyn FnMut() -> ControlFlow<()>) -> Result<(), Error> {
+    match go_on() {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Stopped),
     }
 }

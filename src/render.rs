@@ -68,6 +68,31 @@ pub struct Report {
     pub total: u64,
 }
 
+impl Report {
+    /// How far the activity is, 0..=1; each stage's share of it is a rough guess: loading is short, denoising long.
+    pub fn fraction(&self) -> f64 {
+        let (from, to) = match self.stage {
+            "load" => (0.0, 0.1),
+            "encode_prompt" => (0.1, 0.12),
+            "denoise" => (0.12, 0.88),
+            "decode" => (0.88, 1.0),
+            "interpolate" => (0.0, 0.05),
+            "encode" => (0.05, 1.0),
+            _ => (0.0, 1.0),
+        };
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "counts of steps and frames are far below 2^52"
+        )]
+        let share = if self.total == 0 {
+            0.0
+        } else {
+            self.done.min(self.total) as f64 / self.total as f64
+        };
+        from + (to - from) * share
+    }
+}
+
 /// Receives every [`Report`]; a break ends the stage with [`Error::Stopped`] and leaves no temporary file.
 pub type Hook<'a> = dyn FnMut(Report) -> ControlFlow<()> + 'a;
 
@@ -362,7 +387,10 @@ impl From<engine::Error> for Error {
 
 impl From<media::Error> for Error {
     fn from(error: media::Error) -> Self {
-        Self::Media(error)
+        match error {
+            media::Error::Stopped => Self::Stopped,
+            other => Self::Media(other),
+        }
     }
 }
 

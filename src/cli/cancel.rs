@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::display::state;
 use super::failure::{Failure, exit};
-use super::output::Output;
+use super::output::{self, Output};
 use super::session::Session;
 use crate::client::Outcome;
 use crate::config::Config;
@@ -14,6 +14,8 @@ use crate::job::progress::JobStatus;
 
 /// How long a worker may take to stop the job and clean up.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long to look for an end when no worker answers for the job.
+const UNATTENDED: Duration = Duration::from_secs(2);
 
 /// Flags of `cancel`.
 #[derive(clap::Args, Debug)]
@@ -62,19 +64,23 @@ async fn stop(session: &Session, args: &Args) -> Result<Option<JobStatus>, Failu
     if args.no_wait {
         return Ok(None);
     }
-    match tokio::time::timeout(PATIENCE, session.jobs.watch(id, &mut |_| ())).await {
+    let attended = session.jobs.is_attended(id).await;
+    let patience = if attended { PATIENCE } else { UNATTENDED };
+    match tokio::time::timeout(patience, session.jobs.watch(id, &mut |_| ())).await {
         Ok(outcome) => Ok(Some(match outcome? {
             Outcome::Completed(_) => JobStatus::Completed,
             Outcome::Failed { .. } => JobStatus::Failed,
             Outcome::Cancelled(_) => JobStatus::Cancelled,
         })),
+        Err(_) if !attended => {
+            output::note("no worker answers; the job ends as soon as one is there (`genvideo up`)");
+            Ok(None)
+        }
         Err(_) => {
-            let message = format!(
-                "job `{id}` was asked to stop, but did not within {} s",
-                PATIENCE.as_secs()
-            );
+            let seconds = PATIENCE.as_secs();
+            let message = format!("job `{id}` was asked to stop, but did not within {seconds} s");
             Err(Failure::new(exit::FAILED, "NOT_STOPPED", message)
-                .hint("a worker must be there to stop it; `genvideo up` starts one"))
+                .hint("it may still end; `genvideo status` tells"))
         }
     }
 }

@@ -38,24 +38,18 @@ impl Track {
         }
         self.last = report.stage;
         let before: f64 = self.parts[..self.part].iter().sum();
-        let whole = before + self.parts[self.part] * fraction(report);
+        let whole = before + self.parts[self.part] * report.fraction();
         self.percent = self.percent.max((whole * 98.0).clamp(0.0, 98.0));
         Progress {
             step: self.step(report.stage),
             status: JobStatus::Running,
             percent: self.percent,
-            message: String::new(),
-            error_message: None,
-            asset_url: None,
-            estimated_completion: None,
-            image_url: None,
-            preview_url: None,
-            attempt: None,
             detail: Some(Detail {
                 stage: report.stage.to_owned(),
                 done: report.done,
                 total: report.total,
             }),
+            ..Progress::pending("")
         }
     }
 
@@ -66,20 +60,4 @@ impl Track {
             _ => Step::Video,
         }
     }
-}
-
-/// How far a part is, from the stage it is in: loading is short, denoising is long.
-#[expect(clippy::cast_precision_loss, reason = "counts of steps and frames are small")]
-fn fraction(report: Report) -> f64 {
-    let done = if report.total == 0 { 0.0 } else { report.done as f64 / report.total as f64 };
-    let (from, to) = match report.stage {
-        "load" => (0.0, 0.05),
-        "encode_prompt" => (0.05, 0.1),
-        "denoise" => (0.1, 0.85),
-        "decode" => (0.85, 1.0),
-        "interpolate" => (0.0, 0.4),
-        "encode" => (0.4, 1.0),
-        _ => (1.0, 1.0),
-    };
-    from + (to - from) * done.min(1.0)
 }

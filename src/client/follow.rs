@@ -124,7 +124,7 @@ pub(super) fn is_open(described: &WorkflowExecutionDescription) -> bool {
 }
 
 /// The workflow's own answer; `None` when no worker gives one.
-async fn query(jobs: &Jobs, id: &str) -> Option<Progress> {
+pub(super) async fn query(jobs: &Jobs, id: &str) -> Option<Progress> {
     let rpc = RpcOptions::builder()
         .timeout(QUERY_TIMEOUT)
         .retry_options(RetryOptions::no_retries())
@@ -181,29 +181,13 @@ fn from_records(described: &WorkflowExecutionDescription) -> Progress {
         Some("encode_video" | "publish") => Step::Processing,
         _ => Step::Image,
     };
-    let mut progress = pending("waiting for a worker");
+    let mut progress = Progress::pending("waiting for a worker");
     progress.step = step;
     if stage.is_some_and(|stage| stage.state() != PendingActivityState::Scheduled) {
         progress.status = JobStatus::Running;
         progress.message = "at work; no worker answers for the workflow".to_owned();
     }
     progress
-}
-
-fn pending(message: &str) -> Progress {
-    Progress {
-        step: Step::Image,
-        status: JobStatus::Pending,
-        percent: 0.0,
-        message: message.to_owned(),
-        error_message: None,
-        asset_url: None,
-        estimated_completion: None,
-        image_url: None,
-        preview_url: None,
-        attempt: None,
-        detail: None,
-    }
 }
 
 /// The status of a job that has ended; a failed one had reached `percent`.
@@ -218,7 +202,7 @@ fn final_progress(outcome: Outcome, percent: f64) -> Progress {
                 status: JobStatus::Failed,
                 percent,
                 error_message,
-                ..pending("failed")
+                ..Progress::pending("failed")
             }
         }
     }
@@ -275,5 +259,8 @@ fn broken_off(message: &str) -> Outcome {
 
 fn cancelled(details: &WorkflowResultDetails) -> Progress {
     let told = details.raw().first().and_then(|payload| serde_json::from_slice(&payload.data).ok());
-    told.unwrap_or_else(|| Progress { status: JobStatus::Cancelled, ..pending("cancelled") })
+    told.unwrap_or_else(|| Progress {
+        status: JobStatus::Cancelled,
+        ..Progress::pending("cancelled")
+    })
 }

@@ -1,7 +1,7 @@
 //! The server process: started on free ports, waited for, stopped.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -44,8 +44,8 @@ pub(super) async fn start(
                 return Ok(state);
             }
             // Somebody took a port between the look and the start.
-            Err(Error::Died { tail, .. })
-                if tries > 1 && tail.contains("address already in use") =>
+            Err(Error::Died { said, .. })
+                if tries > 1 && said.contains("address already in use") =>
             {
                 (preferred, tries) = (None, tries - 1);
             }
@@ -62,7 +62,7 @@ pub(super) async fn wait_until_ready(places: &Places, state: &State) -> Result<(
     let started = Instant::now();
     while !answers(&state.ui_url).await {
         if !places.is_alive() {
-            return Err(Error::Died { tail: tail(&places.log), log: places.log.clone() });
+            return Err(Error::Died { said: beginning(&places.log), log: places.log.clone() });
         }
         if started.elapsed() > READY_WITHIN {
             return Err(Error::NotReady {
@@ -78,7 +78,7 @@ pub(super) async fn wait_until_ready(places: &Places, state: &State) -> Result<(
     if places.is_alive() {
         Ok(())
     } else {
-        Err(Error::Died { tail: tail(&places.log), log: places.log.clone() })
+        Err(Error::Died { said: beginning(&places.log), log: places.log.clone() })
     }
 }
 
@@ -225,18 +225,15 @@ async fn keep_history(program: &Path, state: &State) {
     }
 }
 
-/// The end of a log, for an error.
-fn tail(log: &Path) -> String {
+/// The first lines of a log, for an error.
+fn beginning(log: &Path) -> String {
     const LENGTH: u64 = 1200;
-    let read = || {
-        let mut file = File::open(log)?;
-        let start = file.metadata()?.len().saturating_sub(LENGTH);
-        file.seek(SeekFrom::Start(start))?;
-        let mut end = Vec::new();
-        file.read_to_end(&mut end)?;
-        Ok::<_, io::Error>(String::from_utf8_lossy(&end).trim().to_owned())
-    };
-    read().unwrap_or_default()
+    const LINES: usize = 5;
+    let mut start = Vec::new();
+    // What cannot be read says nothing.
+    File::open(log).and_then(|file| file.take(LENGTH).read_to_end(&mut start)).ok();
+    let text = String::from_utf8_lossy(&start);
+    text.trim().lines().take(LINES).collect::<Vec<_>>().join("\n")
 }
 
 /// Sends `number` to the server, which the caller has just seen alive.

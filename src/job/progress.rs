@@ -67,6 +67,25 @@ pub struct Progress {
     pub detail: Option<Detail>,
 }
 
+impl Progress {
+    /// A job that has not begun, and why.
+    pub fn pending(message: &str) -> Self {
+        Self {
+            step: Step::Image,
+            status: JobStatus::Pending,
+            percent: 0.0,
+            message: message.to_owned(),
+            error_message: None,
+            asset_url: None,
+            estimated_completion: None,
+            image_url: None,
+            preview_url: None,
+            attempt: None,
+            detail: None,
+        }
+    }
+}
+
 /// Fine progress: `done` of `total` units of `stage`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detail {

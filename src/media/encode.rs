@@ -7,6 +7,7 @@ mod h264;
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use ffmpeg_next as ffmpeg;
@@ -94,9 +95,15 @@ impl VideoWriter {
 
     /// Ends the film: trailer, close, flush to disk, decode it all once, and only then its name.
     ///
+    /// A long film takes a while to read back: `go_on` is asked at every frame of it, and a break leaves nothing.
+    ///
     /// # Errors
-    /// When no frame was pushed, something fails on the way, or the file read back is not what was asked.
-    pub fn finish(mut self) -> Result<VideoInfo, Error> {
+    /// When no frame was pushed, something fails on the way, the file read back is not what was asked, or `go_on`
+    /// breaks.
+    pub fn finish(
+        mut self,
+        go_on: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<VideoInfo, Error> {
         if self.pushed == 0 {
             return Err(Error::Spec {
                 field: "frame count",
@@ -106,13 +113,14 @@ impl VideoWriter {
         }
         self.encoder.send_eof().map_err(|error| libav::failed(STAGE, error))?;
         self.drain()?;
+        super::ask(go_on)?;
         if let Some(mut output) = self.output.take() {
             output
                 .write_trailer()
                 .map_err(|error| libav::failed_on(&self.part.path, MUX, error))?;
         }
         seal(&self.part.path, &self.spec)?;
-        let info = probe::probe(&self.part.path)?;
+        let info = probe::probe_while(&self.part.path, go_on)?;
         compare(&self.spec, self.pushed, &info)?;
         self.part.publish(&self.target)?;
         Ok(info)

@@ -3,6 +3,7 @@
 //! Every frame is decoded, so a count here is a count of frames that really play. Only files of our own are opened:
 //! bytes that users send never reach libavformat.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use ffmpeg_next as ffmpeg;
@@ -17,6 +18,17 @@ const STAGE: &str = "reading the video";
 /// # Errors
 /// When the file is not there, is no mp4 with one H.264 or other video stream, or when a frame does not decode.
 pub fn probe(path: &Path) -> Result<VideoInfo, Error> {
+    probe_while(path, &mut || ControlFlow::Continue(()))
+}
+
+/// As [`probe`], as long as `go_on`, asked at every packet, does not break.
+///
+/// # Errors
+/// As [`probe`], and [`Error::Stopped`].
+pub fn probe_while(
+    path: &Path,
+    go_on: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<VideoInfo, Error> {
     libav::init();
     std::fs::metadata(path).map_err(|error| Error::file(path, error))?;
     let mut input = open(path)?;
@@ -28,8 +40,23 @@ pub fn probe(path: &Path) -> Result<VideoInfo, Error> {
     let ticks = found.duration();
     let mut decoder = decoder(found.parameters())?;
     let metadata = libav::metadata(&input);
-    let frames = count(&mut input, index, &mut decoder)
-        .map_err(|error| libav::failed_on(path, STAGE, error))?;
+    let broken = |error| libav::failed_on(path, STAGE, error);
+    let mut frames = 0;
+    let mut packet = ffmpeg::Packet::empty();
+    loop {
+        super::ask(go_on)?;
+        match packet.read(&mut input) {
+            Ok(()) if packet.stream() != index => {}
+            Ok(()) => {
+                decoder.send_packet(&packet).map_err(broken)?;
+                frames += drain(&mut decoder).map_err(broken)?;
+            }
+            Err(ffmpeg::Error::Eof) => break,
+            Err(error) => return Err(broken(error)),
+        }
+    }
+    decoder.send_eof().map_err(broken)?;
+    frames += drain(&mut decoder).map_err(broken)?;
     Ok(VideoInfo {
         width: decoder.width(),
         height: decoder.height(),
@@ -65,28 +92,6 @@ fn decoder(parameters: ffmpeg::codec::Parameters) -> Result<ffmpeg::decoder::Vid
     decoder.check(ffmpeg::decoder::Check::EXPLODE | ffmpeg::decoder::Check::CRC);
     decoder.set_threading(ffmpeg::threading::Config::kind(ffmpeg::threading::Type::Frame));
     decoder.video().map_err(|error| libav::failed(STAGE, error))
-}
-
-fn count(
-    input: &mut Input,
-    index: usize,
-    decoder: &mut ffmpeg::decoder::Video,
-) -> Result<u32, ffmpeg::Error> {
-    let mut frames = 0;
-    let mut packet = ffmpeg::Packet::empty();
-    loop {
-        match packet.read(input) {
-            Ok(()) if packet.stream() != index => {}
-            Ok(()) => {
-                decoder.send_packet(&packet)?;
-                frames += drain(decoder)?;
-            }
-            Err(ffmpeg::Error::Eof) => break,
-            Err(error) => return Err(error),
-        }
-    }
-    decoder.send_eof()?;
-    Ok(frames + drain(decoder)?)
 }
 
 /// Takes every frame the decoder has ready.

@@ -10,6 +10,7 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use fast_image_resize as fir;
+use fast_image_resize::images::{TypedImage, TypedImageRef};
 use image::codecs::jpeg::{JpegDecoder, JpegEncoder};
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
@@ -312,12 +313,18 @@ fn scale(image: &RgbImage, width: u32, height: u32, options: fir::ResizeOptions)
         return RgbImage::new(width, height);
     }
     let options = options.resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Lanczos3));
-    let kind = fir::PixelType::U8x3;
-    let from = fir::images::ImageRef::new(image.width(), image.height(), image.as_raw(), kind)
-        .expect("the buffer of an image holds its pixels");
-    let mut to = fir::images::Image::new(width, height, kind);
+    // By its type, not by a value of `PixelType`: the latter compiles every pixel format there is.
+    let from = TypedImageRef::<fir::pixels::U8x3>::from_buffer(
+        image.width(),
+        image.height(),
+        image.as_raw(),
+    )
+    .expect("the buffer of an image holds its pixels");
+    let mut scaled = RgbImage::new(width, height);
+    let mut to = TypedImage::<fir::pixels::U8x3>::from_buffer(width, height, &mut scaled)
+        .expect("the buffer was made for this size");
     fir::Resizer::new()
-        .resize(&from, &mut to, &options)
-        .expect("both sides have the same pixel type");
-    RgbImage::from_raw(width, height, to.into_vec()).expect("the buffer was made for this size")
+        .resize_typed(&from, &mut to, &options)
+        .expect("the crop of the filter lies in the image");
+    scaled
 }

@@ -1,5 +1,7 @@
 //! A look at the encoder before there is a job: one small frame goes through the whole of it.
 
+use std::ops::ControlFlow;
+
 use image::RgbImage;
 
 use super::Error;
@@ -22,6 +24,6 @@ pub fn check_encoder(store: &Store) -> Result<String, Error> {
     let mut writer = VideoWriter::create(file.path(), &spec)?;
     writer.push(&RgbImage::new(spec.width, spec.height))?;
     let encoder = writer.encoder();
-    writer.finish()?;
+    writer.finish(&mut || ControlFlow::Continue(()))?;
     Ok(encoder)
 }

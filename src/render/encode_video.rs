@@ -42,8 +42,8 @@ pub(super) fn encode_video(
     let mut writer = VideoWriter::create(file.path(), &spec(order, plan, &work))?;
     let (counts, poster) = stream(&native, order, plan, &mut writer, hook)?;
     let encoder = writer.encoder();
-    let info = writer.finish()?;
-    report(hook, "encode", u64::from(plan.delivered), u64::from(plan.delivered))?;
+    let all = u64::from(plan.delivered);
+    let info = writer.finish(&mut || hook(Report { stage: "encode", done: all, total: all }))?;
     let video = store.put_blob_file(&order.job_key, file.path())?;
     let poster = store.put_blob(&order.job_key, &still::generated_jpeg(&poster, POSTER_QUALITY))?;
     Ok(VideoMade {

@@ -123,14 +123,9 @@ fn result(
         step: Step::Completed,
         status: JobStatus::Completed,
         percent: 100.0,
-        message: message(made),
-        error_message: None,
         asset_url: url(&assets.video).or_else(|| url(&assets.image)),
-        estimated_completion: None,
         image_url: url(&assets.image),
-        preview_url: None,
-        attempt: None,
-        detail: None,
+        ..Progress::pending(&message(made))
     };
     Ok(JobResult { progress, assets, done: facts, metadata: order.job.metadata.clone() })
 }

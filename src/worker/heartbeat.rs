@@ -17,7 +17,7 @@ use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
-use super::progress::{self, Band};
+use super::progress::Band;
 use super::request::Update;
 use super::{failure, policy};
 use crate::job::SIGNAL_PROGRESS;
@@ -205,12 +205,11 @@ struct Pulse<'a> {
 impl Pulse<'_> {
     /// Takes in the latest report.
     async fn note(&mut self, report: Report) {
-        let fraction = progress::fraction(report.stage, report.done, report.total);
         self.beat.stage.clear();
         self.beat.stage.push_str(report.stage);
         self.beat.done = report.done;
         self.beat.total = report.total;
-        self.beat.percent = self.lane.band.at(fraction).max(self.beat.percent);
+        self.beat.percent = self.lane.band.at(report.fraction()).max(self.beat.percent);
         self.tick().await;
     }
 

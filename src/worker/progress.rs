@@ -107,22 +107,6 @@ impl Stage {
     }
 }
 
-/// How far one stage is, from what its renderer reports; each unit's share of the stage is a rough guess.
-pub(crate) fn fraction(unit: &str, done: u64, total: u64) -> f64 {
-    let (from, to) = match unit {
-        "load" => (0.0, 0.1),
-        "encode_prompt" => (0.1, 0.12),
-        "denoise" => (0.12, 0.88),
-        "decode" => (0.88, 1.0),
-        "interpolate" => (0.0, 0.05),
-        "encode" => (0.05, 1.0),
-        _ => (0.0, 1.0),
-    };
-    #[expect(clippy::cast_precision_loss, reason = "counts of steps and frames are far below 2^52")]
-    let share = if total == 0 { 0.0 } else { done.min(total) as f64 / total as f64 };
-    from + (to - from) * share
-}
-
 /// The state `get_status` answers from.
 #[derive(Debug)]
 pub(crate) struct Tracker {
@@ -137,19 +121,7 @@ pub(crate) struct Tracker {
 impl Default for Tracker {
     fn default() -> Self {
         Self {
-            progress: Progress {
-                step: Step::Image,
-                status: JobStatus::Pending,
-                percent: 0.0,
-                message: "waiting for a worker".into(),
-                error_message: None,
-                asset_url: None,
-                estimated_completion: None,
-                image_url: None,
-                preview_url: None,
-                attempt: None,
-                detail: None,
-            },
+            progress: Progress::pending("waiting for a worker"),
             ticket: 0,
             job: JobType::Image,
             band: Band { from: 0.0, to: 0.0 },
@@ -329,22 +301,6 @@ mod tests {
         }
         let image = Shares { image: 1.0, run: 0.0, encode: 0.0 };
         assert_eq!(Stage::Image.band(&image), Band { from: START, to: END });
-    }
-
-    #[test]
-    fn the_units_of_a_stage_follow_each_other() {
-        for walk in
-            [&["load", "encode_prompt", "denoise", "decode"][..], &["interpolate", "encode"]]
-        {
-            let mut last = 0.0;
-            for unit in walk {
-                assert_eq!(fraction(unit, 0, 4), last, "{unit}");
-                last = fraction(unit, 4, 4);
-            }
-            assert_eq!(last, 1.0);
-        }
-        assert_eq!(fraction("denoise", 9, 0), fraction("denoise", 0, 1));
-        assert_eq!(fraction("denoise", 9, 4), fraction("denoise", 4, 4));
     }
 
     #[test]

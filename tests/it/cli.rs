@@ -198,6 +198,8 @@ fn a_server_that_does_not_answer_is_exit_code_6() {
         assert_eq!(answer.code, Some(6), "{arguments:?}\n{}", answer.stderr);
         assert!(answer.stderr.contains("127.0.0.1:1"), "{arguments:?}\n{}", answer.stderr);
         assert!(answer.stderr.contains("\nhint: "), "{arguments:?}\n{}", answer.stderr);
+        assert!(answer.stderr.contains(": Connection refused"), "{arguments:?}\n{}", answer.stderr);
+        assert!(!answer.stderr.contains("Status {"), "{arguments:?}\n{}", answer.stderr);
         let error: Value = serde_json::from_str(answer.stdout.trim()).unwrap();
         assert_eq!(
             (&error["event"], &error["code"]),
@@ -372,6 +374,12 @@ fn run_starts_what_is_missing_and_its_jobs_are_there_the_next_time() {
     }
     let history: Value = serde_json::from_str(&machine.ok(&["history", "first"])).unwrap();
     assert!(history["events"].as_array().is_some_and(|events| events.len() > 10));
+
+    machine.ok(&["submit", "nobody works on this", "--id", "waits"]);
+    let answer = machine.run(&["cancel", "waits"]);
+    assert_eq!(answer.code, Some(0), "{}", answer.stderr);
+    assert_eq!(answer.stdout, "asked to stop  waits\n");
+    assert!(answer.stderr.contains("no worker answers"), "{}", answer.stderr);
 }
 
 /// A command that goes on while the test looks at what it says.

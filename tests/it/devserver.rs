@@ -140,6 +140,29 @@ fn a_taken_port_is_passed_over() {
 }
 
 #[test]
+fn two_servers_that_want_the_same_port_at_the_same_moment_both_start() {
+    let data = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let port = free_port();
+    let servers = data.each_ref().map(|data| {
+        let data = data.path().to_owned();
+        std::thread::spawn(move || {
+            runtime().block_on(async {
+                let server = DevServer::join_or_start(&data, &program(), Some(port)).await.unwrap();
+                let (address, ui) = (server.address().to_owned(), server.ui_url().to_owned());
+                assert!(listens(&address));
+                (address, ui, server)
+            })
+        })
+    });
+    let [first, second] = servers.map(|server| server.join().unwrap());
+    assert!(first.0 != second.0 && first.1 != second.1, "{first:?} {second:?}");
+    runtime().block_on(async {
+        first.2.leave().await.unwrap();
+        second.2.leave().await.unwrap();
+    });
+}
+
+#[test]
 fn a_state_file_of_a_dead_server_is_not_believed() {
     runtime().block_on(async {
         let data = tempfile::tempdir().unwrap();

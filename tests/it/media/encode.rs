@@ -1,13 +1,19 @@
 //! Films as ffprobe, ffmpeg and a reader of boxes see them.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use genvideo::media::encode::{Choice, VideoWriter};
-use genvideo::media::{FrameRate, VideoInfo, VideoSpec, label, probe};
+use genvideo::media::{Error, FrameRate, VideoInfo, VideoSpec, label, probe};
 use image::{Rgb, RgbImage};
 use serde_json::Value;
 
 use super::{noise, run, spec, square, text};
+
+/// Ends the film, whatever it takes.
+fn finish(writer: VideoWriter) -> Result<VideoInfo, Error> {
+    writer.finish(&mut || ControlFlow::Continue(()))
+}
 
 /// Writes a film of `frames` moving squares and returns what the writer says of it.
 fn film(path: &Path, spec: &VideoSpec, frames: u32) -> VideoInfo {
@@ -15,7 +21,7 @@ fn film(path: &Path, spec: &VideoSpec, frames: u32) -> VideoInfo {
     for k in 0..frames {
         writer.push(&square((spec.width, spec.height), k % spec.width, 0, 8)).unwrap();
     }
-    writer.finish().unwrap()
+    finish(writer).unwrap()
 }
 
 fn ffprobe(path: &Path) -> Value {
@@ -176,7 +182,7 @@ fn saturated_patches_come_back_within_two_levels() {
         for _ in 0..3 {
             writer.push(&RgbImage::from_pixel(63, 48, Rgb(colour))).unwrap();
         }
-        writer.finish().unwrap();
+        finish(writer).unwrap();
         let pixels = decode(&path);
         let off = pixels
             .as_chunks::<3>()
@@ -198,7 +204,7 @@ fn many_patches_in_one_picture_keep_their_colours_and_places() {
     let mut writer =
         VideoWriter::create(&path, &VideoSpec { crf: 5, ..spec(128, 64, (4, 1)) }).unwrap();
     writer.push(&image).unwrap();
-    writer.finish().unwrap();
+    finish(writer).unwrap();
     let decoded = RgbImage::from_raw(128, 64, decode(&path)).unwrap();
     for (x, y, pixel) in decoded.enumerate_pixels() {
         let inside = (6..26).contains(&(x % 32)) && (6..26).contains(&(y % 32));
@@ -222,11 +228,31 @@ fn the_same_frames_give_the_same_bytes() {
         for k in 0..30 {
             writer.push(&noise(160, 96, k / 3)).unwrap();
         }
-        writer.finish().unwrap();
+        finish(writer).unwrap();
         std::fs::read(path).unwrap()
     };
     for threads in [1, 3] {
         assert_eq!(write("a.mp4", threads), write("b.mp4", threads), "{threads} threads");
+    }
+}
+
+#[test]
+fn a_stop_is_heard_while_the_film_is_read_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.mp4");
+    for stop_at in [1, 2, 7] {
+        let mut writer = VideoWriter::create(&path, &spec(64, 48, (8, 1))).unwrap();
+        for k in 0..24 {
+            writer.push(&square((64, 48), k, 0, 8)).unwrap();
+        }
+        let mut asked = 0;
+        let stopped = writer.finish(&mut || {
+            asked += 1;
+            if asked == stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert!(matches!(stopped, Err(Error::Stopped)), "{stop_at}: {stopped:?}");
+        assert_eq!(asked, stop_at);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{stop_at}");
     }
 }
 
@@ -282,7 +308,7 @@ fn nothing_is_left_of_a_film_that_is_not_finished() {
     assert_eq!(count(), 0);
 
     let empty = VideoWriter::create(&path, &spec(64, 48, (8, 1))).unwrap();
-    assert_eq!(empty.finish().unwrap_err().class_name(), "ENCODE_ERROR");
+    assert_eq!(finish(empty).unwrap_err().class_name(), "ENCODE_ERROR");
     let mut wrong = VideoWriter::create(&path, &spec(64, 48, (8, 1))).unwrap();
     assert_eq!(
         wrong.push(&noise(48, 64, 1)).unwrap_err().to_string(),
@@ -325,7 +351,7 @@ fn hardware_that_is_not_there_is_named_and_passed_over() {
     let report = writer.encoder();
     assert!(report.starts_with("h264_nvenc") || report.contains("h264_nvenc: "), "{report}");
     writer.push(&noise(256, 256, 1)).unwrap();
-    assert_eq!(writer.finish().unwrap().frames, 1);
+    assert_eq!(finish(writer).unwrap().frames, 1);
 }
 
 #[test]
@@ -362,7 +388,7 @@ fn a_full_disk_is_called_by_its_name() {
         for k in 0..60 {
             writer.push(&noise(256, 256, k))?;
         }
-        writer.finish()
+        finish(writer)
     });
     assert_eq!(outcome.unwrap_err().class_name(), "DISK_FULL");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
