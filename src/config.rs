@@ -38,6 +38,11 @@ const SETTINGS: &[Setting] = &[
         &["GENVIDEO_HEARTBEAT_TIMEOUT"],
         "a time from 1s to 1h, such as `10s`",
     ),
+    setting(
+        "checkpoint_interval",
+        &["GENVIDEO_CHECKPOINT_INTERVAL"],
+        "a time from 0s to 1h, such as `10s`",
+    ),
     setting("drain_deadline", &["GENVIDEO_DRAIN_DEADLINE"], "a time from 0s to 1h, such as `30s`"),
     setting("temporal_cli", &["GENVIDEO_TEMPORAL_CLI"], "the path of the `temporal` program"),
     setting("threads", &["GENVIDEO_THREADS"], "`auto` or a whole number from 1 to 1024"),
@@ -100,6 +105,8 @@ pub struct Flags {
     pub task_queue: Option<String>,
     /// `--heartbeat-timeout`
     pub heartbeat_timeout: Option<String>,
+    /// `--checkpoint-interval`
+    pub checkpoint_interval: Option<String>,
     /// `--drain-deadline`
     pub drain_deadline: Option<String>,
     /// `--temporal-cli`
@@ -149,6 +156,8 @@ pub struct Config {
     pub task_queue: String,
     /// Silence after which the server gives an activity to somebody else.
     pub heartbeat_timeout: Duration,
+    /// Most work that a dead worker may cost.
+    pub checkpoint_interval: Duration,
     /// Time a worker has to stop in good order.
     pub drain_deadline: Duration,
     /// The `temporal` program, when it is not on `PATH`.
@@ -217,6 +226,10 @@ impl Config {
         let heartbeat_timeout = sources.one("heartbeat_timeout", value::timeout)?;
         let heartbeat_timeout =
             sources.or_default("heartbeat_timeout", heartbeat_timeout, || Duration::from_secs(10));
+        let checkpoint_interval = sources.one("checkpoint_interval", value::deadline)?;
+        let checkpoint_interval =
+            sources
+                .or_default("checkpoint_interval", checkpoint_interval, || Duration::from_secs(10));
         let drain_deadline = sources.one("drain_deadline", value::deadline)?;
         let drain_deadline =
             sources.or_default("drain_deadline", drain_deadline, || Duration::from_secs(30));
@@ -241,6 +254,7 @@ impl Config {
             namespace,
             task_queue,
             heartbeat_timeout,
+            checkpoint_interval,
             drain_deadline,
             log,
             origins: sources.into_origins(),

@@ -4,6 +4,7 @@
 //! [`ImageModel`] (text to image) and [`VideoModel`] (image to frames). Both read the diffusers folder layout; all
 //! widths, levels and schedules come from the folder's configs. Progress and stop go through one [`Hook`].
 
+pub mod checkpoint;
 pub mod config;
 pub mod denoise;
 pub mod device;
@@ -56,6 +57,7 @@ pub mod pipelines {
 
 use std::ops::ControlFlow;
 
+pub use checkpoint::{Checkpoint, Keep};
 pub use describe::{Description, Task, describe};
 pub use error::{Error, Result};
 pub use pipelines::stable_diffusion::{ImageModel, ImageOutput, ImageRequest};

@@ -1,8 +1,9 @@
 //! One stage of a job at a time, without Temporal: a valid job goes in, checked artifacts in the store come out.
 //!
 //! [`Renderer::plan`] decides everything that can be decided beforehand; `gen_image`, `gen_video`, `encode_video` and
-//! `publish` carry the plan out and hand each other artifact keys, never pixels. Every stage is deterministic, so that
-//! repeating one after a crash ends in the same bytes. All of it blocks: call it from threads that may. What to retry
+//! `publish` carry the plan out and hand each other artifact keys, never pixels. Every stage is deterministic, goes on
+//! from the checkpoint its order names and is settled once, so that an attempt after a crash loses little and ends in
+//! the same bytes. All of it blocks: call it from threads that may. What to retry
 //! and when is the caller's business. Start from [`Renderer`].
 
 pub mod failure;
@@ -12,16 +13,19 @@ pub mod plan;
 pub mod publish;
 
 mod check;
+mod checkpoint;
 mod encode_video;
 mod frames;
 mod gen_image;
 mod gen_video;
 mod hash;
 mod models;
+mod settled;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +55,8 @@ pub struct Settings {
     pub memory: String,
     /// Compute threads; `None` takes what the machine has. Does not change results.
     pub threads: Option<usize>,
+    /// Most work that a dead worker may cost: checkpoints are kept this often.
+    pub checkpoint_every: Duration,
     /// Text-to-image model of jobs that name none; `None` takes the library's default.
     pub image_model: Option<String>,
     /// Image-to-video model of jobs that name none.
@@ -58,7 +64,7 @@ pub struct Settings {
 }
 
 /// How far a stage is: `done` of `total` units.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// `load`, `encode_prompt`, `denoise`, `decode`, `interpolate`, `encode` or `publish`.
     pub stage: &'static str,
@@ -66,9 +72,16 @@ pub struct Report {
     pub done: u64,
     /// Units in all.
     pub total: u64,
+    /// SHA-256 of the newest checkpoint, a work object: [`Order::resume`] of the next attempt.
+    pub checkpoint: Option<Arc<str>>,
 }
 
 impl Report {
+    /// A report without a checkpoint.
+    pub fn new(stage: &'static str, done: u64, total: u64) -> Self {
+        Self { stage, done, total, checkpoint: None }
+    }
+
     /// How far the activity is, 0..=1; each stage's share of it is a rough guess: loading is short, denoising long.
     pub fn fraction(&self) -> f64 {
         let (from, to) = match self.stage {
@@ -105,6 +118,9 @@ pub struct Order {
     pub job: ValidJob,
     /// What was decided.
     pub plan: Plan,
+    /// The last checkpoint of the attempt before, if there was one: see [`Report::checkpoint`].
+    #[serde(default)]
+    pub resume: Option<String>,
 }
 
 /// Result of `gen_image`.
@@ -302,7 +318,9 @@ impl Renderer {
 
     /// Makes the image, or takes the given one, natively and at the delivered size.
     pub fn gen_image(&self, order: &Order, hook: &mut Hook<'_>) -> Result<ImageMade, Error> {
-        gen_image::gen_image(&self.inner, order, hook)
+        settled::once(self.store(), order, "image", || {
+            gen_image::gen_image(&self.inner, order, hook)
+        })
     }
 
     /// Animates `image`, the native image for run 0 and the last frame of the run before for every other.
@@ -313,7 +331,9 @@ impl Renderer {
         run: u32,
         hook: &mut Hook<'_>,
     ) -> Result<FramesMade, Error> {
-        gen_video::gen_video(&self.inner, order, image, run, hook)
+        settled::once(self.store(), order, &format!("video-{run}"), || {
+            gen_video::gen_video(&self.inner, order, image, run, hook)
+        })
     }
 
     /// Joins the runs, interpolates to the delivered rate and writes the mp4 and its poster.
@@ -323,7 +343,9 @@ impl Renderer {
         runs: &[FramesMade],
         hook: &mut Hook<'_>,
     ) -> Result<VideoMade, Error> {
-        encode_video::encode_video(&self.inner, order, runs, hook)
+        settled::once(self.store(), order, "encode", || {
+            encode_video::encode_video(&self.inner, order, runs, hook)
+        })
     }
 
     /// Publishes the result exactly once; an earlier attempt's result of the same files is returned as it is.
@@ -350,7 +372,8 @@ impl Renderer {
         hook: &mut Hook<'_>,
     ) -> Result<JobResult, Error> {
         let job_key = JobKey::of_workflow(&format!("render-{}", uuid::Uuid::now_v7()));
-        let order = Order { job_key, job: job.clone(), plan: self.plan(job, seed)? };
+        let plan = self.plan(job, seed)?;
+        let order = Order { job_key, job: job.clone(), plan, resume: None };
         let result = self.stages(&order, hook);
         if result.is_err()
             && let Err(error) = self.cleanup(&order.job_key)
@@ -402,7 +425,7 @@ impl From<store::Error> for Error {
 
 /// Reports, and turns a break into [`Error::Stopped`].
 fn report(hook: &mut Hook<'_>, stage: &'static str, done: u64, total: u64) -> Result<(), Error> {
-    match hook(Report { stage, done, total }) {
+    match hook(Report::new(stage, done, total)) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(Error::Stopped),
     }

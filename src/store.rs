@@ -2,7 +2,7 @@
 //!
 //! Over `object_store` (a local folder today), with the same commit protocol everywhere: write aside, sync, then
 //! create if absent. Layout under the root: `blobs/<sha256>`, `jobs/<job key>/manifest.json`,
-//! `work/<job key>/<sha256>`, `claims/<job key or imported>/<sha256>`, `tmp/`, `lock`. A claim says that a job put or
+//! `work/<job key>/<sha256>`, `work/<job key>/stages/<stage>`, `claims/<job key or imported>/<sha256>`, `tmp/`, `lock`. A claim says that a job put or
 //! published a blob; a blob without claims is rubbish. Writers hold `lock` shared, removal (`clean.rs`) holds it alone.
 //!
 //! The API is synchronous and meant for blocking threads. Start from [`Store`].
@@ -11,6 +11,7 @@ pub mod key;
 
 mod clean;
 mod url;
+mod work;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use clean::Swept;
-pub use key::JobKey;
+pub use key::{JobKey, hash as sha256};
 
 /// Bytes of a file that are held in memory at once.
 const PIECE: u64 = 8 << 20;
@@ -213,19 +214,6 @@ impl Store {
     /// Where the blob lies, whether it is there or not.
     pub fn blob_path(&self, sha256: &str) -> Result<PathBuf, Error> {
         Ok(self.inner.root.join("blobs").join(key::content_hash(sha256)?))
-    }
-
-    /// Keeps `content` until the job is cleaned up: checkpoints, frames on their way to the encoder.
-    pub fn put_work(&self, job: &JobKey, content: &[u8]) -> Result<BlobRef, Error> {
-        let blob = of_bytes(content);
-        let _held = self.lock_shared()?;
-        self.put_content(&format!("work/{job}/{}", blob.sha256), &blob, &Content::Memory(content))?;
-        Ok(blob)
-    }
-
-    /// What [`put_work`](Self::put_work) kept, checked against its name.
-    pub fn get_work(&self, job: &JobKey, sha256: &str) -> Result<Bytes, Error> {
-        self.get_checked(&format!("work/{job}/{}", key::content_hash(sha256)?), sha256)
     }
 
     /// A new empty file under `<root>/tmp` whose name ends in `suffix` (letters, digits, `.`, `-`, `_`); it goes with

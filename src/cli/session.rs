@@ -209,6 +209,7 @@ pub(crate) fn renderer(config: &Config, store: Store) -> Renderer {
         device: config.device.clone(),
         dtype: config.dtype.clone(),
         memory: config.memory.clone(),
+        checkpoint_every: config.checkpoint_interval,
         threads: config.threads,
         image_model: config.image_model.clone(),
         video_model: config.video_model.clone(),

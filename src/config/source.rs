@@ -173,6 +173,7 @@ impl<'a> Sources<'a> {
                 "namespace" => text(&flags.namespace),
                 "task_queue" => text(&flags.task_queue),
                 "heartbeat_timeout" => text(&flags.heartbeat_timeout),
+                "checkpoint_interval" => text(&flags.checkpoint_interval),
                 "drain_deadline" => text(&flags.drain_deadline),
                 "temporal_cli" => path(&flags.temporal_cli),
                 "threads" => text(&flags.threads),

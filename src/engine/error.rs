@@ -5,6 +5,9 @@ use std::path::PathBuf;
 /// A fault of the engine.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Bytes that are no checkpoint of this run.
+    #[error("cannot take the run up again: {0}")]
+    Checkpoint(String),
     /// A file that the model folder must have is not there.
     #[error("`{}` is missing: wanted {wanted}", path.display())]
     Missing {
@@ -203,6 +206,12 @@ const MEMORY_TEXTS: &[&str] = &[
     "cudnn_status_alloc_failed",
     "status_alloc_failed",
 ];
+
+impl From<safetensors::SafeTensorError> for Error {
+    fn from(error: safetensors::SafeTensorError) -> Self {
+        Self::Checkpoint(error.to_string())
+    }
+}
 
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {

@@ -43,7 +43,7 @@ pub(super) fn encode_video(
     let (counts, poster) = stream(&native, order, plan, &mut writer, hook)?;
     let encoder = writer.encoder();
     let all = u64::from(plan.delivered);
-    let info = writer.finish(&mut || hook(Report { stage: "encode", done: all, total: all }))?;
+    let info = writer.finish(&mut || hook(Report::new("encode", all, all)))?;
     let video = store.put_blob_file(&order.job_key, file.path())?;
     let poster = store.put_blob(&order.job_key, &still::generated_jpeg(&poster, POSTER_QUALITY))?;
     Ok(VideoMade {
@@ -113,7 +113,7 @@ fn stream(
         writer.push(&frame)?;
         poster.get_or_insert(frame);
         done += 1;
-        let answer = hook(Report { stage: "encode", done, total });
+        let answer = hook(Report::new("encode", done, total));
         stopped |= answer.is_break();
         Ok(answer)
     };

@@ -82,7 +82,9 @@ fn engine_class(error: &engine::Error) -> ErrorClass {
         engine::Error::Device { .. } | engine::Error::NoDevice { .. } => ErrorClass::DeviceError,
         engine::Error::OutOfMemory { .. } => ErrorClass::OutOfMemory,
         engine::Error::NonFinite { .. } => ErrorClass::NonFinite,
-        engine::Error::Stopped | engine::Error::Internal(_) => ErrorClass::Bug,
+        engine::Error::Stopped | engine::Error::Checkpoint(_) | engine::Error::Internal(_) => {
+            ErrorClass::Bug
+        }
     }
 }
 

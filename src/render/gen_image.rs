@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use image::RgbImage;
 
-use super::models::{self, bridge};
+use super::checkpoint::Attempt;
+use super::models;
 use super::plan::ImagePlan;
 use super::{Error, Hook, ImageMade, Inner, Order, Work, label, report, seconds};
 use crate::engine::config::scheduler::Prediction;
@@ -104,7 +105,7 @@ fn generate(
         (picture, notes) = given(inner, id, plan.size)?;
         request.init = Some((picture, strength));
     }
-    let (output, mut work) = infer(inner, plan, request.clone(), hook)?;
+    let (output, mut work) = infer(inner, order, plan, request.clone(), hook)?;
     let started = Instant::now();
     let native = still::png(output.image(), &[]);
     let image = inner.settings.store.put_work(&order.job_key, &native)?;
@@ -150,34 +151,45 @@ fn deliver(
     blobs.collect()
 }
 
-/// Runs the model under the permit; when memory runs out all the same, once more with as little of it as possible.
+/// Runs the model under the permit, from where an earlier attempt was; when memory runs out all the same, once more
+/// with as little of it as possible.
 fn infer(
     inner: &Inner,
+    order: &Order,
     plan: &ImagePlan,
     mut request: ImageRequest,
     hook: &mut Hook<'_>,
 ) -> Result<(ImageOutput, Work), Error> {
-    let folder = inner.settings.library.find(&plan.lookup, Task::TextToImage)?.folder;
+    let settings = &inner.settings;
+    let folder = settings.library.find(&plan.lookup, Task::TextToImage)?.folder;
     let weights = Some(inner.hashes.model(&folder, hook)?);
     let options = options(inner, plan)?;
     let vae = options.vae.as_ref().map(|path| inner.hashes.file(path, hook)).transpose()?;
     let wanted = (folder, options);
     let mut permit = inner.desk.wait(hook)?;
+    let mut attempt = None;
     for last_try in [false, true] {
         let started = Instant::now();
-        let memory = if last_try { "low" } else { &inner.settings.memory };
-        let (model, ready) =
-            permit.image(&inner.settings, &wanted, (&mut request, memory), hook)?;
+        let memory = if last_try { "low" } else { &settings.memory };
+        let (model, ready) = permit.image(settings, &wanted, (&mut request, memory), hook)?;
         let loaded = Instant::now();
-        match model.generate(&request, &mut bridge(hook)) {
-            Err(error) if !last_try && models::is_out_of_memory(&error) => permit.unload(),
+        let run = match &mut attempt {
+            Some(run) => run,
+            None => attempt.insert(Attempt::new(settings, order, &ready.compute, &"image")?),
+        };
+        let decoding = request.tiling;
+        match run.go(&decoding, hook, |at, keep, hook| model.resume(&request, at, keep, hook)) {
+            Err(Error::Engine(error)) if !last_try && models::is_out_of_memory(&error) => {
+                permit.unload()
+            }
             result => {
                 let output = result?;
                 let seconds = BTreeMap::from([
                     ("image_load".to_owned(), super::seconds(loaded - started)),
                     ("image".to_owned(), super::seconds(loaded.elapsed())),
                 ]);
-                let work = Work { weights, vae, ..ready.work(seconds) };
+                let mut work = Work { weights, vae, ..ready.work(seconds) };
+                work.notes.extend(run.note());
                 return Ok((output, work));
             }
         }

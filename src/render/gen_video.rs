@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use image::RgbImage;
 
-use super::models::{self, bridge};
+use super::checkpoint::Attempt;
+use super::models;
 use super::plan::VideoPlan;
 use super::{Error, FramesMade, Hook, Inner, Order, Work, frames};
 use crate::engine::VideoRequest;
@@ -50,7 +51,7 @@ pub(super) fn gen_video(
         seed: order.plan.seed,
         run,
     };
-    let (made, work) = infer(inner, plan, request, hook)?;
+    let (made, work) = infer(inner, order, plan, request, hook)?;
     let last = made.last().ok_or_else(|| Error::Frames("the model made no frame".to_owned()))?;
     let last_frame = store.put_work(&order.job_key, &still::png(last, &[]))?;
     let count =
@@ -59,24 +60,39 @@ pub(super) fn gen_video(
     Ok(FramesMade { run, frames, count, last_frame, work })
 }
 
-/// Runs the model under the permit; when memory runs out all the same, once more with as little of it as possible.
+/// Runs the model under the permit, from where an earlier attempt was; when memory runs out all the same, once more
+/// with as little of it as possible.
 fn infer(
     inner: &Inner,
+    order: &Order,
     plan: &VideoPlan,
     mut request: VideoRequest,
     hook: &mut Hook<'_>,
 ) -> Result<(Vec<RgbImage>, Work), Error> {
-    let folder = inner.settings.library.find(&plan.lookup, Task::ImageToVideo)?.folder;
+    let settings = &inner.settings;
+    let folder = settings.library.find(&plan.lookup, Task::ImageToVideo)?.folder;
     let weights = Some(inner.hashes.model(&folder, hook)?);
     let mut permit = inner.desk.wait(hook)?;
+    let mut attempt = None;
     for last_try in [false, true] {
         let started = Instant::now();
-        let memory = if last_try { "low" } else { &inner.settings.memory };
-        let (model, ready) =
-            permit.video(&inner.settings, &folder, (&mut request, memory), hook)?;
+        let memory = if last_try { "low" } else { &settings.memory };
+        let (model, ready) = permit.video(settings, &folder, (&mut request, memory), hook)?;
         let loaded = Instant::now();
-        match model.animate(&request, &mut bridge(hook)) {
-            Err(error) if !last_try && models::is_out_of_memory(&error) => permit.unload(),
+        let run = match &mut attempt {
+            Some(run) => run,
+            None => attempt.insert(Attempt::new(
+                settings,
+                order,
+                &ready.compute,
+                &("video", request.run),
+            )?),
+        };
+        let decoding = (request.decode_chunk, request.tiling);
+        match run.go(&decoding, hook, |at, keep, hook| model.resume(&request, at, keep, hook)) {
+            Err(Error::Engine(error)) if !last_try && models::is_out_of_memory(&error) => {
+                permit.unload()
+            }
             result => {
                 let output = result?;
                 let seconds = BTreeMap::from([
@@ -85,6 +101,7 @@ fn infer(
                 ]);
                 let mut work = Work { weights, ..ready.work(seconds) };
                 work.notes.extend(output.notes);
+                work.notes.extend(run.note());
                 return Ok((output.frames, work));
             }
         }

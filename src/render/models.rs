@@ -342,14 +342,16 @@ pub(super) fn is_out_of_memory(error: &engine::Error) -> bool {
 
 /// The engine's events as reports.
 pub(super) fn bridge<'a>(hook: &'a mut Hook<'_>) -> impl FnMut(StepEvent) -> ControlFlow<()> + 'a {
-    move |event| {
-        let (stage, done, total) = match event {
-            StepEvent::Load { done, total } => ("load", wide(done), wide(total)),
-            StepEvent::EncodePrompt => ("encode_prompt", 0, 1),
-            StepEvent::Denoise { step, total } => ("denoise", wide(step), wide(total)),
-            StepEvent::Decode { done, total } => ("decode", wide(done), wide(total)),
-        };
-        hook(Report { stage, done, total })
+    move |event| hook(report_of(event))
+}
+
+/// An event of the engine as a report.
+pub(super) fn report_of(event: StepEvent) -> Report {
+    match event {
+        StepEvent::Load { done, total } => Report::new("load", wide(done), wide(total)),
+        StepEvent::EncodePrompt => Report::new("encode_prompt", 0, 1),
+        StepEvent::Denoise { step, total } => Report::new("denoise", wide(step), wide(total)),
+        StepEvent::Decode { done, total } => Report::new("decode", wide(done), wide(total)),
     }
 }
 

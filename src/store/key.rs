@@ -71,7 +71,7 @@ pub(super) fn content_hash(text: &str) -> Result<&str, Error> {
 }
 
 /// Lower-case hex SHA-256 of `bytes`.
-pub(super) fn hash(bytes: &[u8]) -> String {
+pub fn hash(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 

@@ -57,6 +57,9 @@ pub struct Beat {
     /// Set in the last beat of an attempt that ended in order.
     #[serde(default)]
     pub closed: bool,
+    /// SHA-256 of the newest checkpoint in the job's work, for the next attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
 }
 
 /// Where in the job a stage is; travels in its activity's argument.
@@ -88,7 +91,7 @@ where
             format!("{} attempts at this stage ended with the worker's death", first.deaths);
         return Err(ActivityError::application(failure::fatal(ErrorClass::Poison, message)));
     }
-    let (sender, mut receiver) = watch::channel(Report { stage: "load", done: 0, total: 0 });
+    let (sender, mut receiver) = watch::channel(Report::new("load", 0, 0));
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     let mut job = tokio::task::spawn_blocking(move || {
@@ -108,10 +111,14 @@ where
     let mut open = true;
     loop {
         tokio::select! {
-            done = &mut job => return pulse.end(done).await,
+            done = &mut job => {
+                // A stage that was stopped has said last where it can go on from.
+                let last = receiver.borrow().checkpoint.clone();
+                return pulse.end(done, last).await;
+            }
             changed = receiver.changed(), if open => match changed {
                 Ok(()) => {
-                    let report = *receiver.borrow_and_update();
+                    let report = receiver.borrow_and_update().clone();
                     pulse.note(report).await;
                 }
                 Err(_) => open = false,
@@ -156,6 +163,11 @@ fn interval(ctx: &ActivityContext) -> Duration {
     third.clamp(Duration::from_millis(50), BEAT)
 }
 
+/// The last checkpoint of the attempts before this one.
+pub(crate) fn checkpoint(ctx: &ActivityContext) -> Option<String> {
+    first_beat(ctx).checkpoint
+}
+
 /// What the attempts before this one left, counted on.
 fn first_beat(ctx: &ActivityContext) -> Beat {
     let last: Option<Beat> = ctx.heartbeat_details().deserialize().ok().flatten();
@@ -172,6 +184,7 @@ fn count_on(last: Option<Beat>, attempt: u32) -> Beat {
         deaths,
         errors: last.errors,
         percent: last.percent,
+        checkpoint: last.checkpoint,
         ..Beat::default()
     }
 }
@@ -210,7 +223,14 @@ impl Pulse<'_> {
         self.beat.done = report.done;
         self.beat.total = report.total;
         self.beat.percent = self.lane.band.at(report.fraction()).max(self.beat.percent);
+        self.remember(report.checkpoint);
         self.tick().await;
+    }
+
+    fn remember(&mut self, checkpoint: Option<Arc<str>>) {
+        if let Some(checkpoint) = checkpoint {
+            self.beat.checkpoint = Some(checkpoint.to_string());
+        }
     }
 
     /// Beats, and signals when there is something worth it.
@@ -272,6 +292,7 @@ impl Pulse<'_> {
     async fn end<T>(
         mut self,
         done: Result<Result<T, render::Error>, JoinError>,
+        checkpoint: Option<Arc<str>>,
     ) -> Result<T, ActivityError> {
         let error = match done {
             Ok(Ok(value)) => return Ok(value),
@@ -279,6 +300,7 @@ impl Pulse<'_> {
             Err(error) => return Err(broken(error)),
         };
         self.beat.closed = true;
+        self.remember(checkpoint);
         let stopped = matches!(error, render::Error::Stopped);
         if !stopped {
             self.beat.errors += 1;

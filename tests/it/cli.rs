@@ -474,3 +474,52 @@ fn up_serves_other_commands_until_it_is_told_to_stop() {
     let (status, said) = up.end();
     assert_eq!(status.code(), Some(0), "{said}");
 }
+
+#[test]
+fn a_killed_worker_costs_no_more_than_a_checkpoint_and_changes_no_byte() {
+    let machine = Machine::new();
+    let job =
+        ["a red apple", "--job", "image", "--size", "64x64", "--steps", "1000", "--seed", "3"];
+    let quiet = machine.objects(&[&["render"], &job[..], &["--out", "quiet"]].concat());
+    let wanted = &quiet.last().unwrap()["result"]["assets"]["image"]["sha256"];
+    assert!(wanted.is_string(), "{quiet:?}");
+    let up = || {
+        let mut command = machine.command(&["up", "--log", "info"]);
+        command.env("GENVIDEO_HEARTBEAT_TIMEOUT", "2s").env("GENVIDEO_CHECKPOINT_INTERVAL", "0s");
+        let mut up = Running::start(command);
+        up.until("task queue");
+        up
+    };
+    let mut first = up();
+    machine.ok(&[&["submit"], &job[..], &["--id", "killed"]].concat());
+    let reached = |least: u64| {
+        let start = std::time::Instant::now();
+        loop {
+            let status = machine.objects(&["status", "killed"]).remove(0);
+            let detail = &status["detail"];
+            if detail["stage"] == "denoise" && detail["done"].as_u64() >= Some(least) {
+                return;
+            }
+            assert_ne!(status["status"], "COMPLETED", "too quick to be killed");
+            assert!(start.elapsed() < PATIENCE, "{status}");
+        }
+    };
+    reached(20);
+    first.child.kill().unwrap();
+    let (_, said) = first.end();
+    assert!(said.contains("reading weights"), "{said}");
+
+    let mut second = up();
+    second.until("going on from a checkpoint");
+    let line = second.said.last().unwrap().clone();
+    let steps = line.split("denoised, ").nth(1).and_then(|rest| rest.split(' ').next());
+    assert!(steps.unwrap().parse::<u32>().unwrap() >= 20, "{line}");
+    let watched = machine.objects(&["watch", "killed", "--out", "killed"]);
+    let result = &watched.last().unwrap()["result"];
+    assert_eq!(result["assets"]["image"]["sha256"], *wanted);
+    signal(second.child.id(), libc::SIGTERM);
+    let (status, said) = second.end();
+    assert_eq!(status.code(), Some(0), "{said}");
+    let left = ["data/store/work", "data/store/tmp"].map(|folder| machine.files(folder));
+    assert!(left.iter().all(Vec::is_empty), "{left:?}");
+}

@@ -90,7 +90,7 @@ fn draw(renderer: &Renderer, loras: Value) -> Result<(Vec<u8>, Inspected), Error
     });
     let job = parse::valid(fields.to_string().as_bytes()).unwrap();
     let plan = renderer.plan(&job, 3)?;
-    let order = Order { job_key: JobKey::of_workflow("one-file"), job, plan };
+    let order = Order { job_key: JobKey::of_workflow("one-file"), job, plan, resume: None };
     let made = renderer.gen_image(&order, &mut |_: Report| ControlFlow::Continue(()))?;
     let path = renderer.store().blob_path(&made.delivered.sha256).unwrap();
     let picture = still::decode(&fs::read(&path).unwrap(), &still::Limits::default()).unwrap();
@@ -106,6 +106,7 @@ fn a_job_draws_with_a_one_file_model_and_with_its_loras() {
         device: "cpu".to_owned(),
         dtype: "f32".to_owned(),
         memory: "auto".to_owned(),
+        checkpoint_every: std::time::Duration::from_secs(10),
         threads: None,
         image_model: None,
         video_model: None,

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod images;
+mod resume;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -48,6 +49,7 @@ fn bench() -> Bench {
         device: "cpu".to_owned(),
         dtype: "f32".to_owned(),
         memory: "auto".to_owned(),
+        checkpoint_every: std::time::Duration::ZERO,
         threads: None,
         image_model: None,
         video_model: None,
@@ -90,7 +92,7 @@ impl Bench {
         if let Some(video) = &mut plan.video {
             video.steps = STEPS;
         }
-        Ok(Order { job_key: JobKey::of_workflow("test"), job, plan })
+        Ok(Order { job_key: JobKey::of_workflow("test"), job, plan, resume: None })
     }
 
     fn made(

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use candle_core::{D, DType, Tensor};
 use image::RgbImage;
 
+use crate::engine::checkpoint::{Checkpoint, Keep};
 use crate::engine::config::Json;
 use crate::engine::config::scheduler::SchedulerConfig;
 use crate::engine::config::unet::UnetConfig;
@@ -123,6 +124,18 @@ impl ImageModel {
 
     /// Draws the pictures of `request`.
     pub fn generate(&self, request: &ImageRequest, hook: &mut Hook<'_>) -> Result<ImageOutput> {
+        self.resume(request, &mut Checkpoint::default(), &mut |_| (), hook)
+    }
+
+    /// As [`Self::generate`], from where an earlier run of the same request was. `at` moves on with the run and stays
+    /// valid when it is stopped; `keep` is shown it after every step and picture.
+    pub fn resume(
+        &self,
+        request: &ImageRequest,
+        at: &mut Checkpoint,
+        keep: &mut Keep<'_>,
+        hook: &mut Hook<'_>,
+    ) -> Result<ImageOutput> {
         let shape = self.check(request)?;
         let (sampler, note) = match request.sampler {
             Some(sampler) => (sampler, None),
@@ -165,48 +178,66 @@ impl ImageModel {
             None => None,
         };
         let run = Run { schedule, conditions, init, shape };
-        let latents = {
+        if at.latents.len() < request.batch as usize {
             let unet = self.unet.get()?;
-            (0..request.batch)
-                .map(|item| self.draw(&unet, request, &run, item, hook))
-                .collect::<Result<Vec<_>>>()?
-        };
+            for item in count(at.latents.len())..request.batch {
+                let latents = self.draw(&unet, (request, &run, item), at, keep, hook)?;
+                at.latents.push(latents);
+                at.state = None;
+            }
+        }
         let mut stage = VaeStage::start(self, "the picture")?;
-        let images = self.decode_all(&mut stage, &latents, self.tiling(request), hook)?;
+        if at.widened {
+            stage.widen()?;
+        }
+        self.decode_all(&mut stage, self.tiling(request), at, keep, hook)?;
         notes.extend(stage.note());
-        Ok(ImageOutput { images, tokens, tokens_cut, sampler: sampler.name().to_string(), notes })
+        let sampler = sampler.name().to_string();
+        Ok(ImageOutput {
+            images: std::mem::take(&mut at.frames),
+            tokens,
+            tokens_cut,
+            sampler,
+            notes,
+        })
     }
 
     /// Latents of the `item`-th picture of the run, which no other picture has a part in.
     fn draw(
         &self,
         unet: &Unet,
-        request: &ImageRequest,
-        run: &Run,
-        item: u32,
+        (request, run, item): (&ImageRequest, &Run, u32),
+        at: &mut Checkpoint,
+        keep: &mut Keep<'_>,
         hook: &mut Hook<'_>,
     ) -> Result<Tensor> {
         let device = self.compute.device();
         let seed = request.seed.wrapping_add(u64::from(item));
         let mut stream = Stream::of(seed, Purpose::InitLatents, 0);
-        let state = match &run.init {
-            Some((moments, start)) => {
+        let state = match (at.state.clone(), &run.init) {
+            (Some(state), _) => state,
+            (None, Some((moments, start))) => {
                 // One stream for both, the encoder's first: the order of diffusers with one generator.
                 let latents =
                     self.vae_config.sample(moments, &stream.tensor(run.shape, device)?)?;
                 let noise = stream.tensor(run.shape, device)?;
                 DenoiseState::start_at(*start, &latents, &noise, &run.schedule)?
             }
-            None => DenoiseState::start(&stream.tensor(run.shape, device)?, &run.schedule)?,
+            (None, None) => DenoiseState::start(&stream.tensor(run.shape, device)?, &run.schedule)?,
         };
-        let (first, steps) = (state.step, count(run.schedule.steps() - state.step));
+        let first = run.init.as_ref().map_or(0, |(_, start)| *start);
+        let steps = count(run.schedule.steps() - first);
         let total = steps * request.batch;
         let told =
             |step: usize| StepEvent::Denoise { step: item * steps + count(step - first), total };
-        tell(hook, told(first))?;
+        tell(hook, told(state.step))?;
         let mut watch = |moment: Moment<'_>| match moment {
             Moment::Within(step) => hook(told(step)),
-            Moment::After(state) => hook(told(state.step)),
+            Moment::After(state) => {
+                at.state = Some(state.clone());
+                keep(at);
+                hook(told(state.step))
+            }
         };
         let mut fresh = |step: usize| -> Result<Tensor> {
             Ok(noise::gaussian(seed, Purpose::Step, count(step), run.shape, device)?)
@@ -216,28 +247,30 @@ impl ImageModel {
         denoise_with(unet, state, &run.schedule, how, &mut fresh, &mut watch)
     }
 
-    /// The pictures of `latents`, one after the other.
+    /// Decodes the pictures that are not, one after the other.
     fn decode_all(
         &self,
         stage: &mut VaeStage<'_>,
-        latents: &[Tensor],
         tiling: Option<Tiling>,
+        at: &mut Checkpoint,
+        keep: &mut Keep<'_>,
         hook: &mut Hook<'_>,
-    ) -> Result<Vec<RgbImage>> {
-        let total = count(latents.len());
+    ) -> Result<()> {
+        let total = count(at.latents.len());
         let mut decoded = |done| hook(StepEvent::Decode { done, total });
-        let mut images = Vec::with_capacity(latents.len());
-        for (latents, item) in latents.iter().zip(0..) {
+        for item in count(at.frames.len())..total {
             check_told(decoded(item))?;
-            let z = self.vae_config.unscale(latents)?;
+            let z = self.vae_config.unscale(&at.latents[item as usize])?;
             let pixels = stage.run(&mut |vae| match tiling {
                 Some(tiling) => vae.decode_tiled(&z, tiling, &mut || decoded(item)),
                 None => vae.decode(&z, &mut || decoded(item)),
             })?;
-            images.push(to_images(&pixels)?.swap_remove(0));
+            at.frames.push(to_images(&pixels)?.swap_remove(0));
+            at.widened = stage.overflowed.is_some();
+            keep(at);
             check_told(decoded(item + 1))?;
         }
-        Ok(images)
+        Ok(())
     }
 
     /// How `request` is decoded.
@@ -370,12 +403,18 @@ impl<'a> VaeStage<'a> {
         let mut x = work(&self.vae)?;
         let dtype = self.vae.dtype();
         if dtype != DType::F32 && !is_finite(&x)? {
-            self.vae = self.model.wide_vae.get()?;
-            self.overflowed = Some(dtype);
+            self.widen()?;
             x = work(&self.vae)?;
         }
         check_finite(&x, self.what, self.vae.dtype())?;
         Ok(x.to_dtype(DType::F32)?)
+    }
+
+    /// Goes on in f32.
+    fn widen(&mut self) -> Result<()> {
+        self.overflowed = Some(self.vae.dtype());
+        self.vae = self.model.wide_vae.get()?;
+        Ok(())
     }
 
     fn note(&self) -> Option<String> {

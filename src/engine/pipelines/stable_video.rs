@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
+use crate::engine::checkpoint::{Checkpoint, Keep};
 use crate::engine::config::Json;
 use crate::engine::config::scheduler::SchedulerConfig;
 use crate::engine::config::video::{
@@ -180,7 +181,56 @@ impl VideoModel {
 
     /// Makes the frames of `request`; `hook` hears of every step and every decoded chunk.
     pub fn animate(&self, request: &VideoRequest, hook: &mut Hook<'_>) -> Result<VideoOutput> {
+        self.resume(request, &mut Checkpoint::default(), &mut |_| (), hook)
+    }
+
+    /// As [`Self::animate`], from where an earlier run of the same request was. `at` moves on with the run and stays
+    /// valid when it is stopped; `keep` is shown it after every step and decoded chunk.
+    pub fn resume(
+        &self,
+        request: &VideoRequest,
+        at: &mut Checkpoint,
+        keep: &mut Keep<'_>,
+        hook: &mut Hook<'_>,
+    ) -> Result<VideoOutput> {
         self.check(request)?;
+        let latents = match at.latents.first() {
+            Some(latents) => latents.clone(),
+            None => self.draw(request, at, keep, hook)?,
+        };
+        (at.latents, at.state) = (vec![latents.clone()], None);
+        let (sample, factor) = (self.vae_config.sample_size, self.vae_config.factor());
+        let tiling = Tiling::asked(request.tiling, sample, factor);
+        let overflowed = self.decode_with(
+            &latents,
+            (request.decode_chunk, tiling),
+            (at.frames.len(), at.widened),
+            hook,
+            &mut |chunk, widened| {
+                for index in 0..chunk.dim(0)? {
+                    at.frames.push(to_picture(&chunk.get(index)?)?);
+                }
+                at.widened = widened;
+                keep(at);
+                Ok(())
+            },
+        )?;
+        let note =
+            |dtype: DType| format!("the VAE overflowed in {}; decoded in f32", dtype.as_str());
+        Ok(VideoOutput {
+            frames: std::mem::take(&mut at.frames),
+            notes: overflowed.map(note).into_iter().collect(),
+        })
+    }
+
+    /// The latents of the clip.
+    fn draw(
+        &self,
+        request: &VideoRequest,
+        at: &mut Checkpoint,
+        keep: &mut Keep<'_>,
+        hook: &mut Hook<'_>,
+    ) -> Result<Tensor> {
         // One stream for both draws, the picture's first: the order of diffusers with one generator.
         let mut noise = Stream::of(request.seed, Purpose::Segment, request.run);
         let device = self.compute.device();
@@ -191,26 +241,18 @@ impl VideoModel {
         let prepared =
             self.prepare(request, &image_noise, &mut || hook(StepEvent::EncodePrompt))?;
         let total = request.steps;
-        let latents = self.denoise(request, &prepared, &start, &mut |moment| {
+        let state = at.state.clone();
+        self.denoise_from(request, &prepared, (&start, state), &mut |moment| {
             let done = match moment {
                 Moment::Within(step) => step,
-                Moment::After(state) => state.step,
+                Moment::After(state) => {
+                    at.state = Some(state.clone());
+                    keep(at);
+                    state.step
+                }
             };
             hook(StepEvent::Denoise { step: count(done), total })
-        })?;
-        let mut frames = Vec::with_capacity(request.frames as usize);
-        let (sample, factor) = (self.vae_config.sample_size, self.vae_config.factor());
-        let tiling = Tiling::asked(request.tiling, sample, factor);
-        let how = (request.decode_chunk, tiling);
-        let overflowed = self.decode_with(&latents, how, hook, &mut |chunk| {
-            for index in 0..chunk.dim(0)? {
-                frames.push(to_picture(&chunk.get(index)?)?);
-            }
-            Ok(())
-        })?;
-        let note =
-            |dtype: DType| format!("the VAE overflowed in {}; decoded in f32", dtype.as_str());
-        Ok(VideoOutput { frames, notes: overflowed.map(note).into_iter().collect() })
+        })
     }
 
     /// Shape of the latents of a clip: (frames, latent, h/8, w/8).
@@ -262,6 +304,17 @@ impl VideoModel {
         start: &Tensor,
         watch: &mut Watch<'_>,
     ) -> Result<Tensor> {
+        self.denoise_from(request, prepared, (start, None), watch)
+    }
+
+    /// As [`Self::denoise`], from `state` where there is one.
+    fn denoise_from(
+        &self,
+        request: &VideoRequest,
+        prepared: &Prepared,
+        (start, state): (&Tensor, Option<DenoiseState>),
+        watch: &mut Watch<'_>,
+    ) -> Result<Tensor> {
         let rows = self.rows(request, prepared)?;
         let guidance = guidance_of_frames(request, start)?;
         let sampler = if self.scheduler.karras { Sampler::EulerKarras } else { Sampler::Euler };
@@ -270,7 +323,10 @@ impl VideoModel {
         let mut model = |input: &Tensor, timestep: f64, pulse: &mut Pulse<'_>| {
             velocity(&unet, (input, timestep), &rows, guidance.as_ref(), pulse)
         };
-        let state = DenoiseState::start(start, &schedule)?;
+        let state = match state {
+            Some(state) => state,
+            None => DenoiseState::start(start, &schedule)?,
+        };
         Ok(denoise(state, &schedule, &mut model, &mut undrawn, watch)?.latents)
     }
 
@@ -283,24 +339,32 @@ impl VideoModel {
         hook: &mut Hook<'_>,
         sink: &mut dyn FnMut(&Tensor) -> Result<()>,
     ) -> Result<()> {
-        self.decode_with(latents, (chunk, None), hook, sink).map(|_| ())
+        let whole = (0, false);
+        self.decode_with(latents, (chunk, None), whole, hook, &mut |pixels, _| sink(pixels))
+            .map(|_| ())
     }
 
-    /// As [`Self::decode`], in tiles if asked. Where half precision overflows, that chunk and all after it are decoded
-    /// in f32; the number type that overflowed comes back.
+    /// As [`Self::decode`], in tiles if asked, from the frame `first` on. Where half precision overflows (or did,
+    /// `widened`), that chunk and all after it are decoded in f32, as `sink` is told; the number type that overflowed
+    /// comes back.
     fn decode_with(
         &self,
         latents: &Tensor,
         (chunk, tiling): (u32, Option<Tiling>),
+        (first, widened): (usize, bool),
         hook: &mut Hook<'_>,
-        sink: &mut dyn FnMut(&Tensor) -> Result<()>,
+        sink: &mut dyn FnMut(&Tensor, bool) -> Result<()>,
     ) -> Result<Option<DType>> {
         let (frames, chunk) = (latents.dim(0)?, chunk.max(1) as usize);
         let total = count(frames);
         let latents = (latents / self.vae_config.scaling_factor)?;
         let mut decoder = self.decoder.get()?;
         let mut overflowed = None;
-        for start in (0..frames).step_by(chunk) {
+        if widened {
+            overflowed = Some(decoder.dtype());
+            decoder = self.wide_decoder.get()?;
+        }
+        for start in (first..frames).step_by(chunk) {
             let length = chunk.min(frames - start);
             let mut pulse = || hook(StepEvent::Decode { done: count(start), total });
             let z = latents.narrow(0, start, length)?;
@@ -315,7 +379,7 @@ impl VideoModel {
                 pixels = run(&decoder)?;
             }
             check_finite(&pixels, "the decoded frames", decoder.dtype())?;
-            sink(&pixels)?;
+            sink(&pixels, overflowed.is_some())?;
             tell(hook, StepEvent::Decode { done: count(start + length), total })?;
         }
         Ok(overflowed)

@@ -21,6 +21,7 @@ pub(crate) fn renderer(store: &Path, folder: &Path) -> Renderer {
         device: "cpu".to_owned(),
         dtype: "f32".to_owned(),
         memory: "auto".to_owned(),
+        checkpoint_every: std::time::Duration::from_secs(1),
         threads: None,
         image_model: None,
         video_model: None,
@@ -44,8 +45,8 @@ impl Held {
             let job =
                 genvideo::job::parse::valid(input.to_string().as_bytes()).expect("a valid job");
             let key = JobKey::of_workflow("held");
-            let order =
-                Order { job_key: key.clone(), plan: renderer.plan(&job, 1).expect("a plan"), job };
+            let plan = renderer.plan(&job, 1).expect("a plan");
+            let order = Order { job_key: key.clone(), plan, job, resume: None };
             let mut waiting = true;
             let stopped = renderer.gen_image(&order, &mut |report| {
                 if report.stage != "denoise" {

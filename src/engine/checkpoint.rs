@@ -1,0 +1,172 @@
+//! A run put down between two steps, as bytes, and taken up again: what follows has the same bits as without a break.
+//!
+//! Everything else a run needs (conditions, schedule, the noise of each step) is made again from its request, so a
+//! checkpoint is small. The bytes are a safetensors file; whose run it was stands in its metadata.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use candle_core::{DType, Device, Tensor};
+use image::RgbImage;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use super::denoise::DenoiseState;
+use super::{Error, Result};
+
+/// Where a run is.
+#[derive(Clone, Debug, Default)]
+pub struct Checkpoint {
+    /// Denoised latents: of the pictures before the one at work, or of the whole clip.
+    pub latents: Vec<Tensor>,
+    /// The picture or clip at work; `None` between two of them.
+    pub state: Option<DenoiseState>,
+    /// What is decoded: pictures or frames, all of one size.
+    pub frames: Vec<RgbImage>,
+    /// Half precision overflowed in the decoder, so the rest is decoded in f32.
+    pub widened: bool,
+    /// How the frames were decoded, in the caller's words; see [`decode_as`](Self::decode_as).
+    pub decoding: String,
+}
+
+/// Shown where a run is after every step and every decoded chunk; keeps what it likes.
+pub type Keep<'a> = dyn FnMut(&Checkpoint) + 'a;
+
+/// Metadata keys.
+const RUN: &str = "run";
+const STEP: &str = "step";
+const WIDENED: &str = "widened";
+const DECODING: &str = "decoding";
+
+impl Checkpoint {
+    /// Whether nothing is done yet.
+    pub fn is_empty(&self) -> bool {
+        self.latents.is_empty() && self.state.is_none() && self.frames.is_empty()
+    }
+
+    /// From now on frames are decoded as `decoding` says; those that were decoded in another way are forgotten.
+    pub fn decode_as(&mut self, decoding: String) {
+        if self.decoding != decoding {
+            self.frames.clear();
+            (self.widened, self.decoding) = (false, decoding);
+        }
+    }
+
+    /// The checkpoint as bytes; `run` says whose it is.
+    pub fn to_bytes(&self, run: &str) -> Result<Vec<u8>> {
+        let mut parts = Vec::new();
+        for (latents, index) in self.latents.iter().zip(0..) {
+            parts.push(Part::of_tensor(format!("latents.{index}"), latents)?);
+        }
+        let mut metadata = HashMap::from([(RUN.to_owned(), run.to_owned())]);
+        metadata.insert(DECODING.to_owned(), self.decoding.clone());
+        if self.widened {
+            metadata.insert(WIDENED.to_owned(), String::new());
+        }
+        if let Some(state) = &self.state {
+            metadata.insert(STEP.to_owned(), state.step.to_string());
+            parts.push(Part::of_tensor("state".to_owned(), &state.latents)?);
+            for (past, index) in state.history.iter().zip(0..) {
+                parts.push(Part::of_tensor(format!("history.{index}"), past)?);
+            }
+        }
+        if let Some(first) = self.frames.first() {
+            let (width, height) = (first.width() as usize, first.height() as usize);
+            let bytes = self.frames.iter().flat_map(|frame| frame.as_raw()).copied().collect();
+            let shape = vec![self.frames.len(), height, width, 3];
+            parts.push(Part { name: "frames".to_owned(), dtype: Dtype::U8, shape, bytes });
+        }
+        let views = parts
+            .iter()
+            .map(|part| {
+                let view = TensorView::new(part.dtype, part.shape.clone(), &part.bytes)?;
+                Ok((&part.name, view))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(safetensors::serialize(views, Some(metadata))?)
+    }
+
+    /// The checkpoint of [`to_bytes`](Self::to_bytes), on `device`.
+    ///
+    /// # Errors
+    /// When the bytes are none, or not of this `run`.
+    pub fn from_bytes(bytes: &[u8], run: &str, device: &Device) -> Result<Self> {
+        let (_, header) = SafeTensors::read_metadata(bytes)?;
+        let no_metadata = HashMap::new();
+        let metadata = header.metadata().as_ref().unwrap_or(&no_metadata);
+        if metadata.get(RUN).map(String::as_str) != Some(run) {
+            return Err(Error::Checkpoint("it is of another run".to_owned()));
+        }
+        let file = SafeTensors::deserialize(bytes)?;
+        let read = |name: &str| match file.tensor(name) {
+            Ok(view) => tensor(&view, device).map(Some),
+            Err(_) => Ok(None),
+        };
+        let all = |prefix: &str| -> Result<Vec<Tensor>> {
+            (0..).map_while(|index| read(&format!("{prefix}.{index}")).transpose()).collect()
+        };
+        let state = match (read("state")?, metadata.get(STEP).and_then(|step| step.parse().ok())) {
+            (Some(latents), Some(step)) => {
+                Some(DenoiseState { step, latents, history: all("history")? })
+            }
+            (None, None) => None,
+            _ => return Err(Error::Checkpoint("half a state".to_owned())),
+        };
+        let frames = file.tensor("frames").ok().map(|view| pictures(&view)).transpose()?;
+        Ok(Self {
+            latents: all("latents")?,
+            state,
+            frames: frames.unwrap_or_default(),
+            widened: metadata.contains_key(WIDENED),
+            decoding: metadata.get(DECODING).cloned().unwrap_or_default(),
+        })
+    }
+}
+
+impl fmt::Display for Checkpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let step = self.state.as_ref().map_or(0, |state| state.step);
+        let (latents, frames) = (self.latents.len(), self.frames.len());
+        write!(formatter, "{latents} denoised, {step} steps of the next, {frames} decoded")
+    }
+}
+
+/// One entry of the file.
+struct Part {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Part {
+    fn of_tensor(name: String, tensor: &Tensor) -> Result<Self> {
+        let numbers = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        Ok(Self { name, dtype: Dtype::F32, shape: tensor.dims().to_vec(), bytes })
+    }
+}
+
+fn tensor(view: &TensorView<'_>, device: &Device) -> Result<Tensor> {
+    if view.dtype() != Dtype::F32 {
+        return Err(Error::Checkpoint(format!("{:?} where F32 should be", view.dtype())));
+    }
+    let numbers = view
+        .data()
+        .chunks_exact(4)
+        .map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
+        .collect::<Vec<_>>();
+    Ok(Tensor::from_vec(numbers, view.shape(), device)?)
+}
+
+fn pictures(view: &TensorView<'_>) -> Result<Vec<RgbImage>> {
+    let wrong = || Error::Checkpoint(format!("frames of shape {:?}", view.shape()));
+    let &[_, height, width, 3] = view.shape() else { return Err(wrong()) };
+    let side = |side: usize| u32::try_from(side).ok().filter(|side| *side > 0).ok_or_else(wrong);
+    let (width_pixels, height_pixels) = (side(width)?, side(height)?);
+    view.data()
+        .chunks_exact(height * width * 3)
+        .map(|pixels| {
+            RgbImage::from_raw(width_pixels, height_pixels, pixels.to_vec()).ok_or_else(wrong)
+        })
+        .collect()
+}

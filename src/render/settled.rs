@@ -1,0 +1,87 @@
+//! Results of finished stages, found again by an attempt that does not know of them.
+//!
+//! A worker may die, or lose the server, between the last byte of a stage and the word that it is done. The first
+//! attempt that finishes settles the stage; every other one, earlier or later, returns that result.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{Error, FramesMade, ImageMade, Order, VideoMade};
+use crate::store::{self, BlobRef, Store};
+
+/// The result of a stage.
+pub(super) trait Stage: Serialize + DeserializeOwned {
+    /// Its work objects and its blobs.
+    fn objects(&self) -> (Vec<&BlobRef>, Vec<&BlobRef>);
+}
+
+impl Stage for ImageMade {
+    fn objects(&self) -> (Vec<&BlobRef>, Vec<&BlobRef>) {
+        (vec![&self.image], vec![&self.delivered])
+    }
+}
+
+impl Stage for FramesMade {
+    fn objects(&self) -> (Vec<&BlobRef>, Vec<&BlobRef>) {
+        (vec![&self.frames, &self.last_frame], Vec::new())
+    }
+}
+
+impl Stage for VideoMade {
+    fn objects(&self) -> (Vec<&BlobRef>, Vec<&BlobRef>) {
+        (Vec::new(), vec![&self.video, &self.poster])
+    }
+}
+
+/// What the store keeps of a finished stage.
+#[derive(Serialize, Deserialize)]
+struct Record<T> {
+    /// Hash of what was asked and decided: a result of another order is not taken.
+    order: String,
+    made: T,
+}
+
+/// The result of `stage` of `order`: the one that stands, or else that of `work`.
+pub(super) fn once<T: Stage>(
+    store: &Store,
+    order: &Order,
+    stage: &str,
+    work: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    let asked = store::sha256(&serde_json::to_vec(&(&order.job, &order.plan))?);
+    if let Some(bytes) = store.settled_stage(&order.job_key, stage)? {
+        if let Some(made) = standing(store, order, &asked, &bytes)? {
+            tracing::info!(stage, "an earlier attempt finished this stage");
+            return Ok(made);
+        }
+        store.unsettle_stage(&order.job_key, stage)?;
+    }
+    let record = Record { order: asked.clone(), made: work()? };
+    let bytes = store.settle_stage(&order.job_key, stage, &serde_json::to_vec(&record)?)?;
+    Ok(standing(store, order, &asked, &bytes)?.unwrap_or(record.made))
+}
+
+/// The result in `bytes` when it is of this order and all of it is there.
+fn standing<T: Stage>(
+    store: &Store,
+    order: &Order,
+    asked: &str,
+    bytes: &[u8],
+) -> Result<Option<T>, Error> {
+    let Ok(record) = serde_json::from_slice::<Record<T>>(bytes) else { return Ok(None) };
+    if record.order != asked {
+        return Ok(None);
+    }
+    let (work, blobs) = record.made.objects();
+    for object in work {
+        if !store.has_work(&order.job_key, &object.sha256)? {
+            return Ok(None);
+        }
+    }
+    for blob in blobs {
+        if !store.has_blob(&blob.sha256)? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(record.made))
+}

@@ -1,0 +1,78 @@
+//! What a job keeps while it is at work: objects under their content hash, and which stages are done.
+//!
+//! All of it goes when the job is cleaned up.
+
+use bytes::Bytes;
+use futures::executor::block_on;
+use object_store::ObjectStoreExt;
+use object_store::path::Path as ObjectPath;
+
+use super::{BlobRef, Content, Error, JobKey, Store, backend, key, of_bytes};
+
+impl Store {
+    /// Keeps `content` until the job is cleaned up: checkpoints, frames on their way to the encoder.
+    pub fn put_work(&self, job: &JobKey, content: &[u8]) -> Result<BlobRef, Error> {
+        let blob = of_bytes(content);
+        let _held = self.lock_shared()?;
+        self.put_content(&work_key(job, &blob.sha256)?, &blob, &Content::Memory(content))?;
+        Ok(blob)
+    }
+
+    /// What [`put_work`](Self::put_work) kept, checked against its name.
+    pub fn get_work(&self, job: &JobKey, sha256: &str) -> Result<Bytes, Error> {
+        self.get_checked(&work_key(job, sha256)?, sha256)
+    }
+
+    /// Whether [`put_work`](Self::put_work) kept it; its content is not checked.
+    pub fn has_work(&self, job: &JobKey, sha256: &str) -> Result<bool, Error> {
+        let key = work_key(job, sha256)?;
+        match block_on(self.inner.objects.head(&ObjectPath::from(key.as_str()))) {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(source) => Err(self.reading(&key, &source)),
+        }
+    }
+
+    /// Removes what [`put_work`](Self::put_work) kept, if it is there.
+    pub fn drop_work(&self, job: &JobKey, sha256: &str) -> Result<(), Error> {
+        let _held = self.lock_shared()?;
+        self.remove(&work_key(job, sha256)?)
+    }
+
+    /// The result of `stage` that stands: `content`, unless another attempt was first.
+    pub fn settle_stage(&self, job: &JobKey, stage: &str, content: &[u8]) -> Result<Bytes, Error> {
+        let _held = self.lock_shared()?;
+        let key = stage_key(job, stage);
+        if self.create(&key, content)? {
+            return Ok(Bytes::copy_from_slice(content));
+        }
+        self.get(&key)?.ok_or(Error::Missing { key })
+    }
+
+    /// The result of `stage`, if an attempt has finished it.
+    pub fn settled_stage(&self, job: &JobKey, stage: &str) -> Result<Option<Bytes>, Error> {
+        self.get(&stage_key(job, stage))
+    }
+
+    /// Forgets the result of `stage`.
+    pub fn unsettle_stage(&self, job: &JobKey, stage: &str) -> Result<(), Error> {
+        let _held = self.lock_shared()?;
+        self.remove(&stage_key(job, stage))
+    }
+
+    fn remove(&self, key: &str) -> Result<(), Error> {
+        match block_on(self.inner.objects.delete(&ObjectPath::from(key))) {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(backend(&self.inner.root, key, &source)),
+        }
+    }
+}
+
+fn work_key(job: &JobKey, sha256: &str) -> Result<String, Error> {
+    Ok(format!("work/{job}/{}", key::content_hash(sha256)?))
+}
+
+/// `stage` is a word of ours, never a client's.
+fn stage_key(job: &JobKey, stage: &str) -> String {
+    format!("work/{job}/stages/{stage}")
+}

@@ -1,0 +1,152 @@
+//! Stages that are stopped anywhere and taken up again end in the bytes of a run that nobody disturbed.
+
+use genvideo::store::BlobRef;
+
+use super::*;
+
+/// The hashes of what a stage made.
+fn hashes(blobs: &[&BlobRef]) -> Vec<String> {
+    blobs.iter().map(|blob| blob.sha256.clone()).collect()
+}
+
+/// Runs `stage` until its `stop_at`-th report (or its end); gives back its last checkpoint when it was stopped.
+fn attempt<T>(
+    stop_at: usize,
+    stage: impl FnOnce(&mut dyn FnMut(Report) -> ControlFlow<()>) -> Result<T, Error>,
+) -> (Option<T>, Option<String>, Vec<Report>) {
+    let mut seen: Vec<Report> = Vec::new();
+    let outcome = stage(&mut |report| {
+        seen.push(report);
+        if seen.len() >= stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    let checkpoint = seen.last().and_then(|report| report.checkpoint.as_deref().map(str::to_owned));
+    match outcome {
+        Ok(made) => (Some(made), checkpoint, seen),
+        Err(Error::Stopped) => (None, checkpoint, seen),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// Steps done when the first denoising report of an attempt comes.
+fn first_step(seen: &[Report]) -> Option<u64> {
+    seen.iter().find(|report| report.stage == "denoise").map(|report| report.done)
+}
+
+#[test]
+fn an_image_goes_on_from_any_report_with_the_same_bytes() {
+    let fields = json!({"steps": 4, "sampler": "euler_a", "guidance": 5.0});
+    let quiet = bench();
+    let made = quiet.made(&quiet.order(fields.clone()), &mut go_on).unwrap().image;
+    let wanted = hashes(&[&made.image, &made.delivered]);
+    let (_, _, seen) = attempt(usize::MAX, |hook| {
+        let other = bench();
+        other.renderer.gen_image(&other.order(fields.clone()), hook)
+    });
+    let first = seen.iter().position(|report| report.stage == "denoise").unwrap();
+    for stop_at in [1, first + 1, first + 2, seen.len() / 2, seen.len() - 2, seen.len()] {
+        let bench = bench();
+        let mut order = bench.order(fields.clone());
+        let (made, checkpoint, before) =
+            attempt(stop_at, |hook| bench.renderer.gen_image(&order, hook));
+        assert!(made.is_none(), "stopped at {stop_at} of {}", seen.len());
+        let steps = before.iter().filter(|report| report.stage == "denoise");
+        let steps = steps.map(|report| report.done).max().unwrap_or(0);
+        assert_eq!(checkpoint.is_some(), steps > 0, "{before:?}");
+        order.resume = checkpoint;
+        let (made, _, after) = attempt(usize::MAX, |hook| bench.renderer.gen_image(&order, hook));
+        let made = made.unwrap();
+        assert_eq!(hashes(&[&made.image, &made.delivered]), wanted, "stopped at {stop_at}");
+        assert!(
+            made.work.notes.iter().all(|note| !note.contains("twice")),
+            "{:?}",
+            made.work.notes
+        );
+        match first_step(&after) {
+            Some(step) => assert_eq!(step, steps, "no step is made twice"),
+            None => assert_eq!(steps, 4, "denoised before"),
+        }
+    }
+}
+
+#[test]
+fn frames_go_on_from_any_report_with_the_same_bytes() {
+    let fields = json!({"job_type": "VIDEO", "duration": 0.5, "fps": 8});
+    let quiet = bench();
+    let order = quiet.order(fields.clone());
+    let image = quiet.renderer.gen_image(&order, &mut go_on).unwrap().image;
+    let (made, _, seen) =
+        attempt(usize::MAX, |hook| quiet.renderer.gen_video(&order, &image, 0, hook));
+    let made = made.unwrap();
+    let wanted = hashes(&[&made.frames, &made.last_frame]);
+    let in_decode = seen.iter().rposition(|report| report.stage == "decode").unwrap();
+    let in_denoise = seen.iter().rposition(|report| report.stage == "denoise").unwrap();
+    for stop_at in [in_denoise / 2, in_denoise, in_decode, in_decode + 1] {
+        let bench = bench();
+        let mut order = bench.order(fields.clone());
+        let image = bench.renderer.gen_image(&order, &mut go_on).unwrap().image;
+        let (made, checkpoint, _) =
+            attempt(stop_at, |hook| bench.renderer.gen_video(&order, &image, 0, hook));
+        assert!(made.is_none(), "stopped at {stop_at} of {}", seen.len());
+        order.resume = checkpoint;
+        let (made, _, after) =
+            attempt(usize::MAX, |hook| bench.renderer.gen_video(&order, &image, 0, hook));
+        let made = made.unwrap();
+        assert_eq!(hashes(&[&made.frames, &made.last_frame]), wanted, "stopped at {stop_at}");
+        if stop_at > in_denoise {
+            assert_eq!(first_step(&after), None, "denoised before");
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_of_no_use_means_starting_over_and_saying_so() {
+    let fields = json!({"steps": 3, "seed": 11});
+    let bench = bench();
+    let order = bench.order(fields.clone());
+    let wanted = bench.renderer.gen_image(&order, &mut go_on).unwrap();
+    bench.renderer.cleanup(&order.job_key).unwrap();
+
+    let other = Order { job_key: JobKey::of_workflow("other"), ..bench.order(json!({"steps": 4})) };
+    let (_, foreign, _) = attempt(9, |hook| bench.renderer.gen_image(&other, hook));
+    let foreign = bench.store().get_work(&other.job_key, &foreign.unwrap()).unwrap();
+    let foreign = bench.store().put_work(&order.job_key, &foreign).unwrap().sha256;
+    let noise = bench.store().put_work(&order.job_key, b"no checkpoint").unwrap().sha256;
+    for bad in [foreign, noise, "0".repeat(64), "no hash".to_owned()] {
+        let again = Order { resume: Some(bad.clone()), ..order.clone() };
+        let (made, _, seen) = attempt(usize::MAX, |hook| bench.renderer.gen_image(&again, hook));
+        let made = made.unwrap();
+        assert_eq!(first_step(&seen), Some(0), "{bad}");
+        assert_eq!(
+            hashes(&[&made.image, &made.delivered]),
+            hashes(&[&wanted.image, &wanted.delivered])
+        );
+        assert!(
+            made.work.notes.iter().any(|note| note.contains("made twice")),
+            "{bad}: {:?}",
+            made.work.notes
+        );
+        bench.store().unsettle_stage(&order.job_key, "image").unwrap();
+    }
+}
+
+#[test]
+fn a_finished_stage_is_found_and_not_made_again() {
+    let bench = bench();
+    let order = bench.order(json!({"job_type": "VIDEO", "duration": 0.5, "fps": 8}));
+    let made = bench.made(&order, &mut go_on).unwrap();
+    let mut reports = 0;
+    let again = bench.made(&order, &mut |_| {
+        reports += 1;
+        ControlFlow::Continue(())
+    });
+    assert_eq!((again.unwrap(), reports), (made.clone(), 0));
+
+    // Another order under the same name, and a result whose file is gone, are no results.
+    let other = bench.order(json!({"job_type": "VIDEO", "duration": 0.5, "fps": 8, "steps": 3}));
+    let image = bench.renderer.gen_image(&other, &mut go_on).unwrap();
+    assert_ne!(image.delivered, made.image.delivered);
+    bench.store().drop_work(&order.job_key, &image.image.sha256).unwrap();
+    let mended = bench.renderer.gen_image(&other, &mut go_on).unwrap();
+    assert_eq!(mended.image, image.image);
+    bench.store().get_work(&order.job_key, &image.image.sha256).unwrap();
+}
