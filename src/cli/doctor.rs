@@ -98,7 +98,10 @@ pub(crate) async fn doctor(
     checks.extend(models(config));
     checks.push(encoder());
     checks.push(temporal(config).await);
-    checks.push(Check::ok("network", "offline: only the Temporal server is ever talked to"));
+    checks.push(Check::ok(
+        "network",
+        "offline: only the Temporal server is talked to, and the hub by `models pull`",
+    ));
     for check in &checks {
         check.print(output);
     }

@@ -132,17 +132,13 @@ impl Installed {
         self.lock.as_ref().map_or(&[], |lock| &lock.files)
     }
 
-    /// Every file that is not as it was, with `hook` hearing of each before it is read.
-    pub fn verify(&self, hook: &mut dyn FnMut(&Locked)) -> Vec<Fault> {
+    /// Every file that is not as it was.
+    pub fn verify(&self) -> Vec<Fault> {
         let folder = self.folder();
-        let mut faults = Vec::new();
-        for file in self.files() {
-            hook(file);
-            if let Some(what) = file.fault(&folder) {
-                faults.push(Fault { path: folder.join(&file.path), what });
-            }
-        }
-        faults
+        let fault = |file: &Locked| {
+            file.fault(&folder).map(|what| Fault { path: folder.join(&file.path), what })
+        };
+        self.files().iter().filter_map(fault).collect()
     }
 
     /// Removes what the pull or the import put there, and nothing else.

@@ -45,6 +45,8 @@ pub struct Hub {
 /// How far a pull is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step<'a> {
+    /// Another process pulls the same repository.
+    Waiting,
     /// It is known what there is to do.
     Planned {
         /// Files.
@@ -108,7 +110,7 @@ pub fn pull(hub: &Hub, upstream: &Upstream, hook: &mut Hook<'_>) -> Result<Pulle
     let repo = folder::repo_folder(&hub.cache, &upstream.repo);
     let blobs = repo.join("blobs");
     fs::create_dir_all(&blobs).map_err(|source| Error::writing(&blobs, source))?;
-    let _held = hold(&repo)?;
+    let _held = hold(&repo, hook)?;
     let mut entries = Vec::new();
     for file in &files {
         let entry = patiently(file, hook, || remote.entry(&listing.commit, file))?;
@@ -118,7 +120,7 @@ pub fn pull(hub: &Hub, upstream: &Upstream, hook: &mut Hook<'_>) -> Result<Pulle
     let here = entries.iter().map(|(_, entry)| here(&blobs, entry)).sum();
     hook(Step::Planned { files: files.len(), bytes, here });
     preflight(&blobs, bytes - here)?;
-    let mut fetch = Fetch { remote: &remote, commit: &listing.commit, blobs: &blobs };
+    let fetch = Fetch { remote: &remote, blobs: &blobs };
     let mut locked = Vec::new();
     for (path, entry) in &entries {
         locked.push(fetch.file(path, entry, hook)?);
@@ -159,13 +161,16 @@ fn check_choice(repo: &str, all: &[String], files: &[String]) -> Result<(), Erro
 }
 
 /// Waits for another pull of the same repository.
-fn hold(repo: &Path) -> Result<File, Error> {
+fn hold(repo: &Path, hook: &mut Hook<'_>) -> Result<File, Error> {
     let path = repo.join(PULL_MARK);
-    let open = || {
-        let file = File::options().create(true).truncate(false).write(true).open(&path)?;
-        file.lock().map(|()| file)
-    };
-    open().map_err(|source| Error::writing(&path, source))
+    let failed = |source| Error::writing(&path, source);
+    let open = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = open.map_err(failed)?;
+    if file.try_lock().is_err() {
+        hook(Step::Waiting);
+        file.lock().map_err(failed)?;
+    }
+    Ok(file)
 }
 
 /// Bytes of a file that are here, whole or in part.
@@ -229,16 +234,15 @@ fn pause(tries: u32, path: &str, error: &Error, hook: &mut Hook<'_>) {
     std::thread::sleep(FIRST_PAUSE * 2_u32.pow(tries.saturating_sub(1)));
 }
 
-/// Fetches the files of one commit.
+/// Fetches files to a folder of blobs.
 struct Fetch<'a> {
     remote: &'a Remote,
-    commit: &'a str,
     blobs: &'a Path,
 }
 
 impl Fetch<'_> {
     /// Makes sure that the file is among the blobs, whole and right.
-    fn file(&mut self, path: &str, entry: &Entry, hook: &mut Hook<'_>) -> Result<Locked, Error> {
+    fn file(&self, path: &str, entry: &Entry, hook: &mut Hook<'_>) -> Result<Locked, Error> {
         let blob = self.blobs.join(&entry.etag);
         hook(Step::File { path, bytes: entry.bytes, here: here(self.blobs, entry) });
         if blob.is_file() {
@@ -255,7 +259,7 @@ impl Fetch<'_> {
     }
 
     fn fetch(
-        &mut self,
+        &self,
         path: &str,
         entry: &Entry,
         part: &Path,
@@ -280,7 +284,7 @@ impl Fetch<'_> {
 
     /// Appends what is missing of `part`, or writes it anew where that is not possible.
     fn go_on(
-        &mut self,
+        &self,
         path: &str,
         entry: &Entry,
         part: &Path,
@@ -293,7 +297,7 @@ impl Fetch<'_> {
             file.set_len(0).map_err(failed)?;
             length = 0;
         }
-        let stream = self.remote.open_at(self.commit, path, length)?;
+        let stream = self.remote.open_at(path, entry, length)?;
         if stream.start != length {
             file.set_len(stream.start).map_err(failed)?;
             length = stream.start;

@@ -155,7 +155,8 @@ impl Error {
                 "look for another revision or repository of it that has safetensors".to_owned()
             }
             Self::NotAModel { has, .. } => {
-                match has.iter().find(|file| file.ends_with(".safetensors")) {
+                match has.iter().find(|file| !file.contains('/') && file.ends_with(".safetensors"))
+                {
                     Some(file) => format!(
                         "it has `{file}`: a single file can be fetched by hand and imported with `genvideo models import`"
                     ),

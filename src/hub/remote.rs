@@ -56,6 +56,8 @@ pub(super) struct Entry {
     pub(super) etag: String,
     /// Its size.
     pub(super) bytes: u64,
+    /// Where on the hub its bytes are asked for.
+    address: String,
 }
 
 /// A file's bytes.
@@ -137,7 +139,7 @@ impl Remote {
             let etag = etag.map(|etag| etag.trim_start_matches("W/").replace('"', ""));
             if let (Some(etag), Some(bytes)) = (etag, answer.size()) {
                 return match is_plain(&etag) {
-                    true => Ok(Entry { etag, bytes }),
+                    true => Ok(Entry { etag, bytes, address }),
                     false => Err(self.odd(file, "an ETag that is no hash")),
                 };
             }
@@ -151,10 +153,9 @@ impl Remote {
     }
 
     /// The bytes of `file` from `start` on.
-    pub(super) fn open_at(&self, commit: &str, file: &str, start: u64) -> Result<Stream, Error> {
-        let at = self.at(commit);
+    pub(super) fn open_at(&self, file: &str, entry: &Entry, start: u64) -> Result<Stream, Error> {
         let range = format!("bytes={start}-");
-        let answer = ask(&at, &at.url(file), Some(&range), Hops::Follow)?;
+        let answer = ask(&self.at("main"), &entry.address, Some(&range), Hops::Follow)?;
         let from: Option<u64> = answer
             .header("content-range")
             .and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());

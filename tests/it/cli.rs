@@ -16,19 +16,19 @@ use crate::support::server::program;
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A machine of its own: home, data, cache and working folder.
-struct Machine {
+pub(crate) struct Machine {
     root: TempDir,
 }
 
 /// What a command left.
-struct Answer {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
+pub(crate) struct Answer {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Machine {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         for folder in ["home", "work"] {
             std::fs::create_dir(root.path().join(folder)).unwrap();
@@ -36,22 +36,24 @@ impl Machine {
         Self { root }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_genvideo"));
         command.args(arguments).current_dir(self.path("work")).stdin(Stdio::null());
         for (name, _) in std::env::vars() {
             if name.starts_with("GENVIDEO_")
                 || name.starts_with("TEMPORAL_")
                 || name.starts_with("XDG_")
+                || name.starts_with("HF_")
+                || name.to_lowercase().ends_with("_proxy")
             {
                 command.env_remove(name);
             }
         }
-        for name in ["RUST_LOG", "HF_HOME", "COLUMNS", "CLICOLOR_FORCE"] {
+        for name in ["RUST_LOG", "TRANSFORMERS_OFFLINE", "COLUMNS", "CLICOLOR_FORCE"] {
             command.env_remove(name);
         }
         command.env("HOME", self.path("home")).env("USER", "tester").env("TZ", "UTC");
@@ -62,18 +64,18 @@ impl Machine {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Answer {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Answer {
         finish(self.command(arguments))
     }
 
-    fn ok(&self, arguments: &[&str]) -> String {
+    pub(crate) fn ok(&self, arguments: &[&str]) -> String {
         let answer = self.run(arguments);
         assert_eq!(answer.code, Some(0), "{arguments:?}\n{}\n{}", answer.stdout, answer.stderr);
         answer.stdout
     }
 
     /// The objects a command prints with `--json`.
-    fn objects(&self, arguments: &[&str]) -> Vec<Value> {
+    pub(crate) fn objects(&self, arguments: &[&str]) -> Vec<Value> {
         let stdout = self.ok(&[arguments, &["--json"]].concat());
         stdout.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
     }
@@ -95,7 +97,7 @@ impl Machine {
     }
 }
 
-fn finish(mut command: Command) -> Answer {
+pub(crate) fn finish(mut command: Command) -> Answer {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     let stdout = std::thread::spawn(move || read(stdout));

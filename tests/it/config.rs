@@ -78,6 +78,9 @@ fn defaults_need_nothing_but_a_home() {
     assert_eq!(config.cache_dir, desk.path("home/.cache/genvideo"));
     assert_eq!(config.models_dirs, [desk.path("home/.local/share/genvideo/models")]);
     assert_eq!(config.hf_home, desk.path("home/.cache/huggingface"));
+    assert_eq!(config.hf_cache, desk.path("home/.cache/huggingface/hub"));
+    assert_eq!((config.hf_endpoint, config.hf_token, config.hf_offline), (None, None, false));
+    assert_eq!(config.extra_model_paths, Vec::<std::path::PathBuf>::new());
     assert_eq!((config.device.as_str(), config.dtype.as_str()), ("auto", "auto"));
     assert_eq!((config.image_model, config.video_model), (None, None));
     assert_eq!((config.temporal_address, config.namespace.as_str()), (None, "default"));
@@ -86,12 +89,38 @@ fn defaults_need_nothing_but_a_home() {
     assert_eq!(config.drain_deadline, Duration::from_secs(30));
     assert_eq!((config.temporal_cli, config.threads), (None, None));
     let config = desk.config();
-    assert_eq!(config.origins().len(), 16);
+    assert_eq!(config.origins().len(), 21);
     assert!(config.origins().iter().all(|resolved| resolved.origin == Origin::Default));
     assert!(config.origins()[0].value.ends_with("/home/.local/share/genvideo"));
     for resolved in config.origins() {
         assert!(genvideo::config::variable(resolved.key).is_some(), "{}", resolved.key);
     }
+}
+
+#[test]
+fn the_hub_is_set_by_the_variables_of_its_own_tools() {
+    let desk = Desk::new()
+        .toml("extra_model_paths = [\"a.yaml\", \"/b.yaml\"]\nhf_offline = true")
+        .env("HUGGINGFACE_HUB_CACHE", "/old")
+        .env("HF_HUB_CACHE", "/cache")
+        .env("HF_ENDPOINT", "http://mirror.example:8080/")
+        .env("HF_TOKEN", "hf_secret");
+    let config = desk.config();
+    assert_eq!(config.hf_cache, Path::new("/cache"));
+    assert_eq!(config.hf_endpoint.as_deref(), Some("http://mirror.example:8080"));
+    assert!(config.hf_offline);
+    let files = [desk.path("home/.config/genvideo/a.yaml"), "/b.yaml".into()];
+    assert_eq!(config.extra_model_paths, files);
+    assert_eq!(config.hf_token.as_ref().map(|token| token.reveal()), Some("hf_secret"));
+    assert!(!format!("{config:?}").contains("hf_secret"), "a token is shown nowhere");
+
+    let offline = |name, value| Desk::new().env(name, value).config().hf_offline;
+    for (value, wanted) in [("1", true), ("TRUE", true), ("yes", true), ("0", false)] {
+        assert_eq!(offline("HF_HUB_OFFLINE", value), wanted, "{value}");
+        assert_eq!(offline("TRANSFORMERS_OFFLINE", value), wanted, "{value}");
+    }
+    let refusal = Desk::new().env("HF_TOKEN", "hf secret").refusal();
+    assert_eq!(refusal, "variable `HF_TOKEN` is `(not shown)`, wanted an access token of the hub");
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! Models by name: manifests, plain folders, the Hugging Face cache, the pair built into the program.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod offline; // nothing but a pull wants a network
+mod pull; // from a hub that behaves like the real one to a picture
+mod trees; // folders of ComfyUI and A1111, extra_model_paths.yaml
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -448,4 +452,57 @@ fn the_documented_manifest_is_accepted() {
     let plain = bench.library.find("svd", VIDEO).unwrap();
     bench.write("models/svd.toml", video);
     assert_eq!(bench.library.find("svd", VIDEO).unwrap(), plain, "the example shows the defaults");
+}
+
+#[test]
+fn known_models_are_told_from_unknown_ones() {
+    let bench = Bench::new();
+    let hint = "`genvideo models pull sd-turbo` fetches it (Stability AI Community License: https://stability.ai/license)";
+    let error = bench.find("sd-turbo").unwrap_err();
+    assert!(matches!(error, Error::NotPulled { .. }), "{error}");
+    assert_eq!(error.hint().unwrap(), hint);
+    let repo = bench.find("stabilityai/sd-turbo").unwrap_err();
+    assert!(repo.hint().unwrap().contains("pull stabilityai/sd-turbo"), "{repo}");
+    let other = bench.find("someone/thing").unwrap_err();
+    assert!(matches!(other, Error::Unknown { .. }), "{other}");
+    assert!(other.hint().unwrap().starts_with("`genvideo models pull someone/thing` fetches it"));
+    assert!(matches!(bench.find("svd").unwrap_err(), Error::WrongTask { .. }));
+    assert!(matches!(bench.library.find("svd", VIDEO).unwrap_err(), Error::NotPulled { .. }));
+    // What is here counts.
+    bench.sd15("models/sd-turbo");
+    assert_eq!(bench.find("sd-turbo").unwrap().manifest.guidance, 7.5);
+}
+
+#[test]
+fn every_manifest_of_the_models_folder_is_part_of_the_program() {
+    let files = fs::read_dir(shipped("")).unwrap().map(|entry| entry.unwrap().path());
+    let mut names: Vec<String> = files
+        .filter(|path| path.extension().is_some_and(|ending| ending == "toml"))
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+        .filter(|name| !name.starts_with("genvideo-tiny"))
+        .collect();
+    names.sort();
+    let mut known = genvideo::hub::known::all();
+    known.sort_by_key(|known| known.name);
+    assert_eq!(known.iter().map(|known| known.name).collect::<Vec<_>>(), names);
+    for known in known {
+        let manifest = &known.manifest;
+        assert_eq!(manifest.video.is_some(), known.task == VIDEO, "{}", known.name);
+        assert!(manifest.memory_mb.is_some() && manifest.licence != "unknown", "{}", known.name);
+        assert_eq!(manifest.source, known.upstream.repo, "{}", known.name);
+        assert!(known.upstream.files.iter().all(|file| !file.ends_with(".bin")), "{}", known.name);
+    }
+    let bench = Bench::new();
+    bench.sd15("models/m");
+    for (text, wanted) in [
+        ("repo = \"one\"", "`upstream.repo`"),
+        ("repo = \"a/b\"\nrevision = \"../x\"", "`upstream.revision`"),
+        ("repo = \"a/b\"\nvariant = \"a/b\"", "`upstream.variant`"),
+        ("repo = \"a/b\"\nfiles = [\"../x\"]", "`upstream.files`"),
+        ("repo = \"a/b\"\nfile = \"x\"", "file"),
+    ] {
+        bench.write("models/m.toml", &format!("[upstream]\n{text}\n"));
+        let error = bench.find("m").unwrap_err();
+        assert!(error.to_string().contains(wanted), "{text}: {error}");
+    }
 }

@@ -5,6 +5,7 @@
 
 #![allow(dead_code, reason = "each area uses its own part")]
 
+pub(crate) mod fake_hub;
 pub(crate) mod machine;
 pub(crate) mod server;
 

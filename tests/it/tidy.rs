@@ -32,6 +32,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("fast_image_resize", &["media", "engine"]),
     ("object_store", &["store"]),
     ("rust_embed", &["hub"]),
+    ("hf_hub", &["hub"]),
+    ("yaml_rust2", &["hub"]),
     ("etcetera", &["config"]),
     ("temporalio_client", &["worker", "client"]),
     ("temporalio_common", &["worker", "client"]),

@@ -113,6 +113,7 @@ struct Shown {
 impl Shown {
     fn step(&mut self, step: &Step<'_>, output: &mut Output) {
         match step {
+            Step::Waiting => output::note("another pull of it is at work; waiting for its end"),
             Step::Planned { files, bytes, here } => self.plan(*files, *bytes, *here, output),
             Step::File { path, bytes, here } => self.file(path, *bytes, *here, output),
             Step::Bytes(bytes) => {

@@ -71,10 +71,8 @@ fn check(library: &Library, name: &str) -> Result<(usize, Vec<Fault>), Failure> 
     if let Some(found) = library.installed(name)?
         && found.lock.is_some()
     {
-        let faults = found.verify(&mut |file| {
-            tracing::info!(file = file.path, bytes = size(file.bytes), "checking");
-        });
-        return Ok((found.files().len(), faults));
+        output::note(&format!("reading {name}, {}", size(found.bytes())));
+        return Ok((found.files().len(), found.verify()));
     }
     let Some(model) = library.get(name)? else {
         return Err(super::show::missing(library, name));
