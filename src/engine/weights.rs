@@ -16,7 +16,7 @@ mod naming;
 mod single_file;
 mod source;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -42,7 +42,7 @@ pub use source::{LoadOptions, open_single_file, open_with_loras};
 #[derive(Clone)]
 pub struct Weights {
     store: Arc<Store>,
-    missing: Arc<Mutex<BTreeSet<String>>>,
+    missing: Arc<Mutex<BTreeMap<String, Vec<usize>>>>,
     prefix: String,
     dtype: DType,
     device: Device,
@@ -63,6 +63,12 @@ impl Weights {
     /// Opens the component in `folder`, or the one file of that path, and checks every header; no tensor is read yet.
     pub fn open(folder: &Path, compute: &Compute) -> Result<Self> {
         Ok(Self::of_store(Arc::new(Store::open_part(folder)?), compute))
+    }
+
+    /// Weights of no file, handed out as `dtype`: a model loaded from them asks for all it wants and gets none of it,
+    /// so that [`Self::missing`] lists it.
+    pub fn none(dtype: DType) -> Self {
+        Self { dtype, ..Self::of_store(Arc::default(), &Compute::cpu()) }
     }
 
     fn of_store(store: Arc<Store>, compute: &Compute) -> Self {
@@ -123,7 +129,10 @@ impl Weights {
     pub fn get_one_of(&self, name: &str, stored: &[&[usize]], shape: &[usize]) -> Result<Tensor> {
         let full = self.full(name);
         let Some(entry) = self.store.entries.get(&full) else {
-            self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(full);
+            self.missing
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(full, stored[0].to_vec());
             return Ok(Tensor::zeros((), self.dtype, &self.device)?.broadcast_as(shape)?);
         };
         if !stored.contains(&entry.shape.as_slice()) {
@@ -141,16 +150,18 @@ impl Weights {
         Ok(tensor.to_dtype(self.dtype)?.to_device(&self.device)?)
     }
 
+    /// The tensors that were asked for and are not there, with the shapes they should have.
+    pub fn missing(&self) -> BTreeMap<String, Vec<usize>> {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Fails with every tensor that was asked for and is not there. Call it once the model stands.
     pub fn finish(&self) -> Result<()> {
-        let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        if missing.is_empty() {
+        let names: Vec<String> = self.missing().into_keys().collect();
+        if names.is_empty() {
             return Ok(());
         }
-        Err(Error::TensorsMissing {
-            path: self.store.place.clone(),
-            names: missing.iter().cloned().collect(),
-        })
+        Err(Error::TensorsMissing { path: self.store.place.clone(), names })
     }
 
     fn full(&self, name: &str) -> String {

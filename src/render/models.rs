@@ -358,3 +358,78 @@ pub(super) fn report_of(event: StepEvent) -> Report {
 fn wide(count: impl TryInto<u64>) -> u64 {
     count.try_into().unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEED: Need = Need { together: 100, in_turn: 60, tiled: 20, weights: 50 };
+
+    #[test]
+    fn a_run_goes_the_quickest_way_that_fits_or_is_refused() {
+        for (memory, have, wanted) in [
+            ("auto", Some(100), Some(Level::Together)),
+            ("auto", Some(99), Some(Level::InTurn)),
+            ("auto", Some(59), Some(Level::Tiled)),
+            ("auto", Some(19), None),
+            ("auto", None, Some(Level::Together)),
+            ("full", Some(100), Some(Level::Together)),
+            ("full", Some(99), None),
+            ("low", Some(100), Some(Level::Tiled)),
+            ("low", Some(19), None),
+            ("low", None, Some(Level::Tiled)),
+        ] {
+            assert_eq!(choose(memory, &NEED, have).ok(), wanted, "{memory} {have:?}");
+        }
+        let need = Need { tiled: 3 << 30, together: 9 << 30, in_turn: 5 << 30, weights: 4 << 30 };
+        let error = choose("auto", &need, Some(3 << 29)).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("3.0 GiB") && text.contains("1.5 GiB"), "{text}");
+        let class = crate::render::class(&error);
+        assert_eq!(class, crate::job::class::ErrorClass::OutOfMemory);
+    }
+
+    /// Models that hold nothing, whatever their entries say.
+    fn models(bytes: &[(&str, u64)]) -> Models {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/genvideo-tiny-t2i");
+        let options = LoadOptions { residency: Residency::InTurn, ..LoadOptions::default() };
+        let mut models = Models::default();
+        for (name, bytes) in bytes {
+            let model = ImageModel::load_with(&folder, &options, &Compute::cpu(), &mut |_| {
+                ControlFlow::Continue(())
+            });
+            models.loaded.push(Loaded {
+                key: key(name),
+                residency: Residency::Together,
+                bytes: *bytes,
+                model: Model::Image(model.expect("the shipped model")),
+            });
+        }
+        models
+    }
+
+    fn key(name: &str) -> WithLoras {
+        (PathBuf::from(name), Vec::new())
+    }
+
+    #[test]
+    fn the_models_unused_longest_make_room() {
+        const HUGE: u64 = 1 << 60;
+        for (wanted, need, left) in [
+            // Half of the memory may hold others.
+            ("new", 0, vec!["second"]),
+            ("second", 0, vec!["first", "second"]),
+            // All of it is needed.
+            ("new", 2 * HUGE, vec![]),
+            ("second", 2 * HUGE, vec!["second"]),
+        ] {
+            let mut models = models(&[("first", HUGE), ("second", HUGE)]);
+            let need = Need { together: need, in_turn: need, tiled: need, weights: 1 };
+            let plan = models.room(&Compute::cpu(), &key(wanted), &need, "full").unwrap();
+            assert_eq!((plan.residency, plan.level), (Residency::Together, Level::Together));
+            let names: Vec<&str> =
+                models.loaded.iter().filter_map(|model| model.key.0.to_str()).collect();
+            assert_eq!(names, left, "{wanted} {need:?}");
+        }
+    }
+}

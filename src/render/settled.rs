@@ -17,7 +17,8 @@ pub(super) trait Stage: Serialize + DeserializeOwned {
 
 impl Stage for ImageMade {
     fn objects(&self) -> (Vec<&BlobRef>, Vec<&BlobRef>) {
-        (vec![&self.image], vec![&self.delivered])
+        let blobs = std::iter::once(&self.delivered).chain(&self.more);
+        (vec![&self.image], blobs.collect())
     }
 }
 

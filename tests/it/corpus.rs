@@ -154,6 +154,44 @@ fn pickles_archives_and_gguf() {
     }
 }
 
+/// Address space in KiB that a program may take: its own code, libraries and threads, which take less than half of it,
+/// and what it allocates.
+const ADDRESS_SPACE: u64 = 1 << 20;
+
+/// The program itself looks at every weights file under a hard limit, which no allocation gets past: one that tries
+/// aborts.
+#[test]
+fn no_weights_file_takes_a_gibibyte() {
+    let folder = tempfile::tempdir().unwrap();
+    let inspect = |path: &Path| {
+        let limited = format!("ulimit -v {ADDRESS_SPACE} && exec \"$0\" inspect \"$1\"");
+        Command::new("sh")
+            .args(["-c", &limited, env!("CARGO_BIN_EXE_genvideo")])
+            .arg(path)
+            .env("MALLOC_ARENA_MAX", "1")
+            .env("HOME", folder.path())
+            .output()
+            .unwrap()
+    };
+    let mut seen = 0;
+    for category in ["safetensors", "pickle", "archive", "gguf"] {
+        for case in manifest().iter().filter(|case| case["category"] == category) {
+            let path = folder.path().join(name_of(case));
+            fs::write(&path, bytes_of(case)).unwrap();
+            let output = inspect(&path);
+            // A panic ends in 101, an abort in no code at all.
+            let code = output.status.code();
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(code.is_some_and(|code| code < 100), "{}: {code:?} {text}", case["id"]);
+            fs::remove_file(path).unwrap();
+            seen += 1;
+        }
+    }
+    assert!(seen > 50, "{seen} cases");
+    let sound = shipped("goldens/single_file/sd1.safetensors");
+    assert!(inspect(&sound).status.success(), "the limit is too low for a sound file");
+}
+
 #[test]
 fn pickles_in_a_model_folder_are_refused_as_such() {
     for name in ["diffusion_pytorch_model.bin", "model.safetensors"] {

@@ -5,6 +5,7 @@
 mod blocks;
 mod configs;
 mod lora;
+mod memory;
 mod prompts;
 mod samplers;
 mod weights;

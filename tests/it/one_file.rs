@@ -84,9 +84,17 @@ fn the_library_finds_models_and_loras_that_are_one_file() {
 
 /// The picture of a job with `loras`, and its files' texts.
 fn draw(renderer: &Renderer, loras: Value) -> Result<(Vec<u8>, Inspected), Error> {
+    draw_with(renderer, "mine", loras)
+}
+
+fn draw_with(
+    renderer: &Renderer,
+    model: &str,
+    loras: Value,
+) -> Result<(Vec<u8>, Inspected), Error> {
     let fields = json!({
         "prompt": "a fox", "job_type": "IMAGE", "width": 64, "height": 64, "user_id": "u", "style": "none",
-        "duration": 1.0, "image_model": "mine", "loras": loras,
+        "duration": 1.0, "image_model": model, "loras": loras,
     });
     let job = parse::valid(fields.to_string().as_bytes()).unwrap();
     let plan = renderer.plan(&job, 3)?;
@@ -100,17 +108,7 @@ fn draw(renderer: &Renderer, loras: Value) -> Result<(Vec<u8>, Inspected), Error
 #[test]
 fn a_job_draws_with_a_one_file_model_and_with_its_loras() {
     let folder = models();
-    let renderer = Renderer::new(Settings {
-        store: Store::open(&folder.path().join("store")).unwrap(),
-        library: library(folder.path()),
-        device: "cpu".to_owned(),
-        dtype: "f32".to_owned(),
-        memory: "auto".to_owned(),
-        checkpoint_every: std::time::Duration::from_secs(10),
-        threads: None,
-        image_model: None,
-        video_model: None,
-    });
+    let renderer = renderer(folder.path(), "auto");
     let (plain, _) = draw(&renderer, json!([])).unwrap();
     let (with, texts) = draw(&renderer, json!([{"name": "soft", "scale": 1.5}])).unwrap();
     let (none, _) = draw(&renderer, json!([{"name": "soft", "scale": 0.0}])).unwrap();
@@ -123,6 +121,47 @@ fn a_job_draws_with_a_one_file_model_and_with_its_loras() {
     let error = draw(&renderer, json!([{"name": "hard", "scale": 1.0}])).unwrap_err();
     assert_eq!(class(&error), ErrorClass::UnknownModel);
     assert!(error.to_string().contains("hard"), "{error}");
+}
+
+#[test]
+fn weights_are_read_once_for_many_jobs() {
+    let folder = models();
+    for ending in ["safetensors", "toml"] {
+        let [from, to] =
+            ["mine", "other"].map(|name| folder.path().join(name).with_extension(ending));
+        fs::copy(from, to).unwrap();
+    }
+    let with = |memory: &str| renderer(folder.path(), memory);
+    let renderer = with("auto");
+    let mut first = None;
+    for (model, reads) in [("mine", 1), ("mine", 1), ("mine", 1), ("other", 2), ("mine", 2)] {
+        let (picture, _) = draw_with(&renderer, model, json!([])).unwrap();
+        assert_eq!(renderer.weights_read(), reads, "{model}");
+        assert_eq!(first.get_or_insert_with(|| picture.clone()), &picture);
+    }
+    // Another LoRA is another model.
+    draw_with(&renderer, "mine", json!([{"name": "soft", "scale": 1.5}])).unwrap();
+    assert_eq!(renderer.weights_read(), 3);
+    let renderer = with("low");
+    for reads in 1..=2 {
+        let (picture, _) = draw_with(&renderer, "mine", json!([])).unwrap();
+        assert_eq!(renderer.weights_read(), reads, "nothing stays in memory");
+        assert_eq!(first.as_ref(), Some(&picture));
+    }
+}
+
+fn renderer(folder: &Path, memory: &str) -> Renderer {
+    Renderer::new(Settings {
+        store: Store::open(&folder.join("store")).unwrap(),
+        library: library(folder),
+        device: "cpu".to_owned(),
+        dtype: "f32".to_owned(),
+        memory: memory.to_owned(),
+        checkpoint_every: std::time::Duration::from_secs(10),
+        threads: None,
+        image_model: None,
+        video_model: None,
+    })
 }
 
 #[test]

@@ -161,6 +161,7 @@ fn weights_are_named_by_their_hash_which_is_computed_once() {
             device: "cpu".to_owned(),
             dtype: "f32".to_owned(),
             memory: "auto".to_owned(),
+            checkpoint_every: std::time::Duration::ZERO,
             threads: None,
             image_model: Some("mine".to_owned()),
             video_model: None,
