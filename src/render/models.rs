@@ -408,8 +408,8 @@ mod tests {
         models
     }
 
-    fn key(name: &str) -> WithLoras {
-        (PathBuf::from(name), Vec::new())
+    fn key(name: &str) -> WithOptions {
+        (PathBuf::from(name), LoadOptions::default())
     }
 
     #[test]
