@@ -318,7 +318,7 @@ impl Renderer {
 
     /// Makes the image, or takes the given one, natively and at the delivered size.
     pub fn gen_image(&self, order: &Order, hook: &mut Hook<'_>) -> Result<ImageMade, Error> {
-        settled::once(self.store(), order, "image", || {
+        settled::once(self.store(), order, ("image", &()), || {
             gen_image::gen_image(&self.inner, order, hook)
         })
     }
@@ -331,7 +331,7 @@ impl Renderer {
         run: u32,
         hook: &mut Hook<'_>,
     ) -> Result<FramesMade, Error> {
-        settled::once(self.store(), order, &format!("video-{run}"), || {
+        settled::once(self.store(), order, (&format!("video-{run}"), image), || {
             gen_video::gen_video(&self.inner, order, image, run, hook)
         })
     }
@@ -343,7 +343,7 @@ impl Renderer {
         runs: &[FramesMade],
         hook: &mut Hook<'_>,
     ) -> Result<VideoMade, Error> {
-        settled::once(self.store(), order, "encode", || {
+        settled::once(self.store(), order, ("encode", &runs), || {
             encode_video::encode_video(&self.inner, order, runs, hook)
         })
     }

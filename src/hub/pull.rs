@@ -207,8 +207,7 @@ fn free_space(folder: &Path) -> Option<u64> {
         }
         found.assume_init()
     };
-    #[expect(clippy::unnecessary_cast, reason = "the two types are not as wide everywhere")]
-    Some((found.f_bavail as u64).saturating_mul(found.f_frsize as u64))
+    u64::try_from(u128::from(found.f_bavail) * u128::from(found.f_frsize)).ok()
 }
 
 /// Tries again what may work the next time.

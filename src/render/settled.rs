@@ -37,19 +37,19 @@ impl Stage for VideoMade {
 /// What the store keeps of a finished stage.
 #[derive(Serialize, Deserialize)]
 struct Record<T> {
-    /// Hash of what was asked and decided: a result of another order is not taken.
-    order: String,
+    /// Hash of what was asked, decided and put in: a result of other input is not taken.
+    input: String,
     made: T,
 }
 
-/// The result of `stage` of `order`: the one that stands, or else that of `work`.
+/// The result of `stage` of `order` with `input` from the stages before: the one that stands, or else that of `work`.
 pub(super) fn once<T: Stage>(
     store: &Store,
     order: &Order,
-    stage: &str,
+    (stage, input): (&str, &impl Serialize),
     work: impl FnOnce() -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let asked = store::sha256(&serde_json::to_vec(&(&order.job, &order.plan))?);
+    let asked = store::sha256(&serde_json::to_vec(&(&order.job, &order.plan, input))?);
     if let Some(bytes) = store.settled_stage(&order.job_key, stage)? {
         if let Some(made) = standing(store, order, &asked, &bytes)? {
             tracing::info!(stage, "an earlier attempt finished this stage");
@@ -57,7 +57,7 @@ pub(super) fn once<T: Stage>(
         }
         store.unsettle_stage(&order.job_key, stage)?;
     }
-    let record = Record { order: asked.clone(), made: work()? };
+    let record = Record { input: asked.clone(), made: work()? };
     let bytes = store.settle_stage(&order.job_key, stage, &serde_json::to_vec(&record)?)?;
     Ok(standing(store, order, &asked, &bytes)?.unwrap_or(record.made))
 }
@@ -70,7 +70,7 @@ fn standing<T: Stage>(
     bytes: &[u8],
 ) -> Result<Option<T>, Error> {
     let Ok(record) = serde_json::from_slice::<Record<T>>(bytes) else { return Ok(None) };
-    if record.order != asked {
+    if record.input != asked {
         return Ok(None);
     }
     let (work, blobs) = record.made.objects();

@@ -89,7 +89,7 @@ fn defaults_need_nothing_but_a_home() {
     assert_eq!(config.drain_deadline, Duration::from_secs(30));
     assert_eq!((config.temporal_cli, config.threads), (None, None));
     let config = desk.config();
-    assert_eq!(config.origins().len(), 21);
+    assert_eq!(config.origins().len(), 23);
     assert!(config.origins().iter().all(|resolved| resolved.origin == Origin::Default));
     assert!(config.origins()[0].value.ends_with("/home/.local/share/genvideo"));
     for resolved in config.origins() {

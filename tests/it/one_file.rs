@@ -102,7 +102,9 @@ fn draw_with(
     let made = renderer.gen_image(&order, &mut |_: Report| ControlFlow::Continue(()))?;
     let path = renderer.store().blob_path(&made.delivered.sha256).unwrap();
     let picture = still::decode(&fs::read(&path).unwrap(), &still::Limits::default()).unwrap();
-    Ok((picture.image.into_raw(), inspect(&path)?))
+    let inspected = inspect(&path)?;
+    renderer.cleanup(&order.job_key)?;
+    Ok((picture.image.into_raw(), inspected))
 }
 
 #[test]

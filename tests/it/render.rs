@@ -4,7 +4,6 @@
 
 mod images;
 mod resume;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
