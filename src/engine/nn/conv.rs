@@ -1,6 +1,6 @@
 //! Two-dimensional convolutions, and the changes of size round them.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::cpu;
 use crate::engine::Result;
@@ -75,6 +75,12 @@ impl Conv2d {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if cpu::takes(x) {
             return cpu::conv::conv2d(&x.contiguous()?, &self.weight, &self.bias, &self.spec);
+        }
+        if cpu::widens(x) {
+            let wide = |x: &Tensor| x.to_dtype(DType::F32)?.contiguous();
+            let (weight, bias) = (wide(&self.weight)?, wide(&self.bias)?);
+            let y = cpu::conv::conv2d(&wide(x)?, &weight, &bias, &self.spec)?;
+            return Ok(y.to_dtype(x.dtype())?);
         }
         let columns = x.elem_count() * self.spec.kernel.0 * self.spec.kernel.1;
         let y = if self.spec.stride == 1 && columns > MAX_COLUMNS {

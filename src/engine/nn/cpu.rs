@@ -22,6 +22,12 @@ pub(super) fn takes(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
 }
 
+/// Whether tensors like `x` are multiplied in f32 and the result is narrowed: candle's own products in f16 round more
+/// than once, and take longer.
+pub(super) fn widens(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F16
+}
+
 thread_local! {
     /// Scratch memory of a worker thread, kept so that its pages are touched once.
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };

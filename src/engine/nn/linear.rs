@@ -1,6 +1,6 @@
 //! A fully connected layer.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::cpu;
 use crate::engine::Result;
@@ -43,6 +43,11 @@ impl Linear {
         let flat = x.reshape((rows, input))?.contiguous()?;
         let y = if cpu::takes(x) {
             cpu::product::linear(&flat, &self.weight, self.bias.as_ref())?
+        } else if cpu::widens(x) {
+            let wide = |x: &Tensor| x.to_dtype(DType::F32);
+            let bias = self.bias.as_ref().map(wide).transpose()?;
+            let y = cpu::product::linear(&wide(&flat)?, &wide(&self.weight)?, bias.as_ref())?;
+            y.to_dtype(x.dtype())?
         } else {
             let y = flat.matmul(&self.weight.t()?)?;
             match &self.bias {

@@ -287,7 +287,7 @@ fn a_clip_refuses_what_it_cannot_make() {
     }
 }
 
-/// Half precision takes candle's own operations in place of the fast paths, as a GPU does.
+/// Half precision takes candle's own attention and norms in place of the fast paths, as a GPU does.
 #[test]
 fn half_precision_stays_near() {
     let model = VideoModel::load(&model(), &half(), &mut |_| ControlFlow::Continue(())).unwrap();
