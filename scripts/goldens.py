@@ -2,7 +2,8 @@
 
     python scripts/goldens.py own [DIR]     LoRAs, weighted and long prompts, a batch, tiles, torch's noise
                                             (default: tests/fixtures/goldens_own)
-    python scripts/goldens.py other DIR     a second set in the layout of tests/fixtures/goldens, of other dimensions
+    python scripts/goldens.py other DIR     the four models of other dimensions and at other sizes, in the layout of
+                                            tests/fixtures/goldens, for GENVIDEO_GOLDENS
 
 Written with Python 3.11, torch 2.15.0, diffusers 0.42.1, transformers 5.24.0, peft 0.21.2, safetensors 0.8.0,
 numpy 2.4.6 and pillow 13.0.0, on a CPU. Everything is seeded: a second run writes the same numbers.
@@ -90,7 +91,7 @@ def start(model, seed):
     return noise(seed, 1, 4, height // 8, width // 8)
 
 
-END = re.compile(r"(unet_out|latents|final_latents|decoded)")
+END = re.compile(r"(unet_out|latents|final_latents|decoded|frames_raw)")
 GIVEN = ("init_latents", "timesteps")
 
 
@@ -138,7 +139,7 @@ def write(folder, model, name, tensors, settings, measured):
     known = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(known | {name: measured}, indent=1) + "\n")
     print(f"{model}/{name}: {len(keep)} tensors, worst tolerance over size "
-          f"{max(entry['tol'] / entry['ref_max'] for entry in measured.values()):.1e}")
+          f"{max(entry['tol'] / max(entry['ref_max'], 1e-30) for entry in measured.values()):.1e}")
 
 
 def settings_of(model, prompt, negative, **more):
@@ -506,8 +507,402 @@ def own(folder):
     randn(folder)
 
 
+# --- a second set of the same layout
+
+WIDER = {
+    "sd1": dict(unet=dict(block_out_channels=[16, 32, 32, 48], attention_head_dim=2, norm_num_groups=8,
+                          cross_attention_dim=40, layers_per_block=2),
+                vae=dict(block_out_channels=[16, 16, 32, 32], norm_num_groups=8, sample_size=96),
+                text_encoder=dict(hidden_size=40, num_attention_heads=5, intermediate_size=56, num_hidden_layers=4)),
+    "sd2": dict(unet=dict(block_out_channels=[12, 24, 24, 36], attention_head_dim=[3, 6, 3, 12], norm_num_groups=6,
+                          cross_attention_dim=48),
+                vae=dict(block_out_channels=[12, 24, 24, 36], norm_num_groups=6),
+                text_encoder=dict(hidden_size=48, num_attention_heads=6, intermediate_size=64, num_hidden_layers=3)),
+    "xl": dict(unet=dict(block_out_channels=[16, 24, 32], attention_head_dim=[4, 3, 2], cross_attention_dim=56,
+                         addition_time_embed_dim=6, projection_class_embeddings_input_dim=36 + 20,
+                         transformer_layers_per_block=[1, 2, 1]),
+               vae=dict(block_out_channels=[8, 16, 16, 24], norm_num_groups=8),
+               text_encoder=dict(hidden_size=24, num_attention_heads=2, intermediate_size=40),
+               text_encoder_2=dict(hidden_size=32, num_attention_heads=4, intermediate_size=48, projection_dim=20)),
+}
+SECOND_RUNS = {"sd1": ["ddim_3_batch2", "ddim_5", "dpmpp_8_karras", "pndm_10", "unipc_6"],
+               "sd2": ["ddim_5", "ddim_6_zsnr_rescale", "euler_6"],
+               "xl": ["ddim_5", "euler_6", "euler_5_micro", "euler_4_prompt2", "euler_4_noneg_zeros"]}
+
+
+def half_exact(module):
+    """Draws weights of a trained model's spread, all exact in f16."""
+    generator = torch.Generator().manual_seed(5)
+    for name, value in module.state_dict().items():
+        if value.is_floating_point():
+            spread = value.shape[1:].numel() ** -0.5 if value.dim() > 1 else 0.1
+            drawn = torch.randn(value.shape, generator=generator) * spread
+            # One-dimensional weights are those of norms, which are near 1.
+            near = 1.0 if value.dim() == 1 and name.endswith("weight") else 0.0
+            value.copy_((drawn + near).half().float())
+    return module
+
+
+def second_model(model, folder):
+    import shutil
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    source, target = GOLDENS / "models" / model, folder / "models" / model
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel,
+             "text_encoder_2": CLIPTextModelWithProjection}
+    for part, changes in WIDER[model].items():
+        config = json.loads((source / part / "config.json").read_text()) | changes
+        if part.startswith("text"):
+            module = kinds[part](CLIPTextConfig(**config))
+        else:
+            module = kinds[part].from_config(config)
+        (target / part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        half_exact(module)
+        state = {key: value for key, value in module.state_dict().items() if not key.endswith("position_ids")}
+        if part == "text_encoder" and model != "sd2":
+            state = {key if key.startswith("text_model.") else f"text_model.{key}": value
+                     for key, value in state.items()}
+        name = "model" if part.startswith("text") else "diffusion_pytorch_model"
+        save_file({key: value.half().contiguous() for key, value in state.items()}, target / part / f"{name}.safetensors",
+                  metadata={"format": "pt"})
+
+
+PASSED = ("prompt_2", "negative_prompt_2", "guidance_rescale", "original_size", "crops_coords_top_left", "target_size",
+          "negative_original_size", "negative_crops_coords_top_left", "negative_target_size", "num_images_per_prompt")
+
+
+def second_run(model, folder, name):
+    import diffusers
+    settings = json.loads((GOLDENS / "runs" / model / f"{name}.json").read_text())
+    settings.pop("same_as", None)
+    settings |= dict(height=settings["height"] - 16, width=settings["width"] + 32)
+    count = settings.get("num_images_per_prompt", 1)
+    latents = noise(31, count, 4, settings["height"] // 8, settings["width"] // 8)
+    called = {key: tuple(settings[key]) if isinstance(settings.get(key), list) else settings[key]
+              for key in PASSED if settings.get(key) is not None}
+
+    def make(dtype, latents):
+        pipe = load(model, dtype, folder)
+        pipe.scheduler = getattr(diffusers, settings["scheduler_class"])(**settings["scheduler_config"])
+        out, seen = {"init_latents": latents}, []
+        handle = pipe.unet.register_forward_hook(lambda _, __, result: seen.append(result[0]))
+
+        def after(_, step, __, values):
+            out[f"latents.{step}"] = values["latents"].clone()
+            return values
+
+        out["final_latents"] = pipe(
+            settings["prompt"], negative_prompt=settings.get("negative_prompt"), height=settings["height"],
+            width=settings["width"], num_inference_steps=settings["num_inference_steps"],
+            guidance_scale=settings["guidance_scale"], latents=latents.clone(), output_type="latent",
+            callback_on_step_end=after, **called)[0]
+        handle.remove()
+        kept = {0, 1, 2, len(seen) - 1}
+        out |= {f"unet_out.{call}": value for call, value in enumerate(seen) if call in kept}
+        texts = {} if model != "xl" else {key: settings[key] for key in ("prompt_2", "negative_prompt_2")
+                                          if settings.get(key) is not None}
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        with torch.no_grad():
+            embeds = pipe.encode_prompt(
+                prompt=settings["prompt"], negative_prompt=settings.get("negative_prompt"), device="cpu",
+                num_images_per_prompt=1, do_classifier_free_guidance=settings["guidance_scale"] > 1, **texts)
+            out |= {key: value for key, value in zip(names, embeds) if value is not None}
+            scaled = out["final_latents"] / pipe.vae.config.scaling_factor
+            out["decoded_raw"] = pipe.vae.decode(scaled.to(dtype))[0]
+        return out | {"timesteps": pipe.scheduler.timesteps}
+
+    tensors, measured = three(make, latents)
+    write(folder, model, name, tensors, settings, measured)
+
+
+BLOCK = re.compile(r"(time_embedding|add_embedding|conv_in|mid_block|(down|up)_blocks\.\d)$")
+
+
+def second_units(model, folder):
+    wide = WIDER[model]["unet"]
+    given = {"in.sample": noise(41, 2, 4, 10, 8), "in.timestep": torch.tensor(321.0),
+             "in.encoder_hidden_states": noise(42, 2, 77, wide["cross_attention_dim"]),
+             "in.pixels": noise(43, 1, 3, 32, 56).clamp(-1, 1), "in.z": noise(44, 1, 4, 5, 6)}
+    if model == "xl":
+        given |= {"in.text_embeds": noise(45, 2, WIDER["xl"]["text_encoder_2"]["projection_dim"]),
+                  "in.time_ids": torch.tensor([[512.0, 768, 0, 16, 1024, 640], [256, 300, 1, 2, 500, 700]])}
+
+    def make(dtype, _):
+        pipe = load(model, dtype, folder)
+        cast = {key: value.to(dtype) for key, value in given.items()}
+        out, handles = {}, []
+
+        def keep(name):
+            def hook(_, __, result):
+                out[name] = (result[0] if isinstance(result, tuple) else result).clone()
+            return hook
+
+        for name, module in pipe.unet.named_modules():
+            if BLOCK.match(name):
+                handles.append(module.register_forward_hook(keep(name)))
+        added = {"text_embeds": cast["in.text_embeds"], "time_ids": cast["in.time_ids"]} if model == "xl" else None
+        with torch.no_grad():
+            out["out"] = pipe.unet(cast["in.sample"], cast["in.timestep"], cast["in.encoder_hidden_states"],
+                                   added_cond_kwargs=added)[0]
+            out["vae_moments"] = pipe.vae.encode(cast["in.pixels"]).latent_dist.parameters
+            out["vae_decode"] = pipe.vae.decode(cast["in.z"])[0]
+        return out
+
+    plain = make(torch.float32, None)
+    measured = measure(plain, make(torch.float64, None), None)
+    given["in.timestep"] = given["in.timestep"].double()
+    write(folder, model, "units", plain, None, measured)
+    path = folder / "runs" / model / "units.safetensors"
+    save_file({key: value.contiguous() for key, value in (plain | given).items()}, path)
+
+
+RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+          "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+OUTER = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2":
+         "time_embed.2", "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
+         "conv_norm_out": "out.0", "conv_out": "out.2"}
+ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
+def compvis_unet(name, layers, has):
+    """The one-file name of a UNet tensor."""
+    base, _, leaf = name.rpartition(".")
+    if base in OUTER:
+        return f"{OUTER[base]}.{leaf}"
+    kind, *rest = name.split(".")
+    if kind == "mid_block":
+        where, place, *inner = rest
+        block = {("resnets", "0"): 0, ("attentions", "0"): 1, ("resnets", "1"): 2}[where, place]
+        target = f"middle_block.{block}"
+    else:
+        level, where, place, *inner = rest
+        down = kind == "down_blocks"
+        start = int(level) * (layers + 1) + (1 if down else 0)
+        side = "input_blocks" if down else "output_blocks"
+        if where == "downsamplers":
+            return f"{side}.{start + layers}.0.op.{leaf}"
+        if where == "upsamplers":
+            return f"{side}.{start + layers}.{2 if has(f'{kind}.{level}.attentions.0') else 1}.conv.{leaf}"
+        target = f"{side}.{start + int(place)}.{0 if where == 'resnets' else 1}"
+    if where == "resnets":
+        return f"{target}.{RESNET['.'.join(inner[:-1])]}.{leaf}"
+    return ".".join([target, *inner])
+
+
+def compvis_vae(name, levels):
+    """The one-file name of an autoencoder's tensor."""
+    name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+    name = re.sub(r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2", name)
+    name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", name)
+    name = re.sub(r"up_blocks\.(\d)\.resnets\.(\d)", lambda found:
+                  f"up.{levels - 1 - int(found[1])}.block.{found[2]}", name)
+    name = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda found: f"up.{levels - 1 - int(found[1])}.upsample", name)
+    name = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", name)
+    if "mid_block.attentions.0." in name:
+        name = name.replace("mid_block.attentions.0.", "mid.attn_1.")
+        head, inner = name.split("mid.attn_1.")
+        base, _, leaf = inner.rpartition(".")
+        name = f"{head}mid.attn_1.{ATTENTION[base]}.{leaf}"
+    return name
+
+
+def open_clip(state):
+    """The second text encoder as OpenCLIP stores it."""
+    out = {"text_projection": state["text_projection.weight"].T, "logit_scale": torch.tensor(4.6)}
+    fixed = {"embeddings.token_embedding.weight": "token_embedding.weight",
+             "embeddings.position_embedding.weight": "positional_embedding",
+             "final_layer_norm.weight": "ln_final.weight", "final_layer_norm.bias": "ln_final.bias"}
+    inner = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+             "self_attn.out_proj": "attn.out_proj"}
+    for name, value in state.items():
+        bare = name.removeprefix("text_model.")
+        if bare in fixed:
+            out[fixed[bare]] = value
+        layer = re.match(r"encoder\.layers\.(\d+)\.(.*)\.(weight|bias)$", bare)
+        if layer and layer[2] in inner:
+            out[f"transformer.resblocks.{layer[1]}.{inner[layer[2]]}.{layer[3]}"] = value
+        elif layer and layer[2] == "self_attn.q_proj":
+            rows = [state[name.replace("q_proj", f"{which}_proj")] for which in "qkv"]
+            out[f"transformer.resblocks.{layer[1]}.attn.in_proj_{layer[3]}"] = torch.cat(rows)
+    return out
+
+
+def one_file(model, folder):
+    """The model as one file in the CompVis layout."""
+    from safetensors.torch import load_file
+    source = folder / "models" / model
+    state = {part.name: load_file(file) for part in source.iterdir() for file in part.glob("*.safetensors")}
+    unet, layers = state["unet"], WIDER[model]["unet"].get("layers_per_block", 1 if model == "sd1" else 2)
+
+    def has(prefix):
+        return any(name.startswith(prefix) for name in unet)
+
+    out = {f"model.diffusion_model.{compvis_unet(name, layers, has)}": value for name, value in unet.items()}
+    for name, value in state["vae"].items():
+        square = "attentions" in name and value.dim() == 2
+        key = f"first_stage_model.{compvis_vae(name, len(WIDER[model]['vae']['block_out_channels']))}"
+        out[key] = value[:, :, None, None] if square else value
+    first = "cond_stage_model.transformer." if model == "sd1" else "conditioner.embedders.0.transformer."
+    out |= {first + name: value for name, value in state["text_encoder"].items()}
+    if model == "xl":
+        out |= {f"conditioner.embedders.1.model.{name}": value
+                for name, value in open_clip(state["text_encoder_2"]).items()}
+    target = folder / "single_file"
+    target.mkdir(exist_ok=True)
+    save_file({name: value.half().contiguous() for name, value in out.items()}, target / f"{model}.safetensors")
+    print(f"single_file/{model}: {len(out)} tensors")
+
+
+WIDER_VIDEO = dict(
+    unet=dict(block_out_channels=[32, 64, 64], num_attention_heads=[4, 2, 8], cross_attention_dim=40,
+              addition_time_embed_dim=24, projection_class_embeddings_input_dim=72, num_frames=3),
+    vae=dict(block_out_channels=[32, 32, 64, 64]),
+    image_encoder=dict(hidden_size=48, num_attention_heads=6, intermediate_size=80, projection_dim=40))
+
+
+def load_video(dtype, folder):
+    from diffusers import StableVideoDiffusionPipeline
+    pipe = StableVideoDiffusionPipeline.from_pretrained(folder / "models/svd", dtype=torch.float32,
+                                                        local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    pipe = pipe.to(dtype)
+    encode = pipe.vae.encode
+    pipe.vae.encode = lambda x: encode(x.to(dtype))
+    return pipe
+
+
+def video_model(folder):
+    import shutil
+    from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    source, target = GOLDENS / "models/svd", folder / "models/svd"
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    for part, changes in WIDER_VIDEO.items():
+        config = json.loads((source / part / "config.json").read_text()) | changes
+        (target / part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if part == "image_encoder":
+            module, name = CLIPVisionModelWithProjection(CLIPVisionConfig(**config)), "model"
+        else:
+            kind = UNetSpatioTemporalConditionModel if part == "unet" else AutoencoderKLTemporalDecoder
+            module, name = kind.from_config(config), "diffusion_pytorch_model"
+        state = {key: value.half().contiguous() for key, value in half_exact(module).state_dict().items()
+                 if not key.endswith("position_ids")}
+        save_file(state, target / part / f"{name}.safetensors", metadata={"format": "pt"})
+
+
+def video_run(folder, name, frames, size, steps, settings):
+    """One run with its inputs caught on their way into the networks."""
+    from unittest import mock
+    from PIL import Image
+    module = "diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion.randn_tensor"
+    height, width = size
+    drawn = noise(51, 1, 3, height, width)
+    picture = Image.open(GOLDENS / "runs/svd/svd_input.png")
+    chunk = settings["decode_chunk_size"] or frames
+
+    def make(dtype, latents):
+        pipe, out, seen, inputs = load_video(dtype, folder), {}, [], []
+        pipe.unet.register_forward_hook(lambda _, __, result: seen.append(result[0]))
+        pipe.unet.register_forward_pre_hook(
+            lambda _, args, named: inputs.append((args[0], named)), with_kwargs=True)
+        pipe.image_encoder.register_forward_pre_hook(
+            lambda _, args: out.update(clip_pixel_values_ch0=args[0][:, :1].clone()))
+
+        def after(_, step, __, values):
+            out[f"latents.{step}"] = values["latents"].clone()
+            return values
+
+        with mock.patch(module, lambda shape, **_: drawn.clone().to(dtype)):
+            final = pipe(picture, height=height, width=width, num_frames=frames, num_inference_steps=steps,
+                         latents=latents.clone(), output_type="latent", callback_on_step_end=after,
+                         **settings)[0]
+        sample, named = inputs[0]
+        out |= {f"unet_out.{call}": value for call, value in enumerate(seen)}
+        out |= {"init_latents": latents, "final_latents": final, "added_time_ids": named["added_time_ids"],
+                "image_embeddings": named["encoder_hidden_states"], "image_latents": sample[:, 0, 4:]}
+        with torch.no_grad():
+            decoded = pipe.decode_latents(final, frames, chunk)
+        out["frames_raw"] = decoded[0].transpose(0, 1)
+        return out
+
+    tensors, measured = three(make, noise(52, 1, frames, 4, height // 8, width // 8))
+    said = dict(height=height, width=width, image="svd_input.png", frames=frames, num_inference_steps=steps)
+    write(folder, "svd", name, tensors | {"noise.0": drawn}, said | settings, measured)
+
+
+VIDEO_BLOCK = re.compile(r"(time_embedding|add_embedding|conv_in|mid_block|(down|up)_blocks\.\d|down_blocks\.0\."
+                         r"(attentions\.0(\.temporal_transformer_blocks\.0)?"
+                         r"|resnets\.0(\.(spatial|temporal)_res_block)?))$")
+
+
+def video_units(folder):
+    given = {"in.sample": noise(61, 1, 3, 8, 4, 9), "in.timestep": torch.tensor(0.7),
+             "in.encoder_hidden_states": noise(62, 1, 1, 40), "in.added_time_ids": torch.tensor([[9.0, 60, 0.05]]),
+             "in.z": noise(63, 3, 4, 5, 3)}
+
+    def make(dtype, _):
+        pipe, out = load_video(dtype, folder), {}
+
+        def keep(name):
+            def hook(_, __, result):
+                out[name] = (result[0] if isinstance(result, tuple) else result).clone()
+            return hook
+
+        for name, module in pipe.unet.named_modules():
+            if VIDEO_BLOCK.match(name):
+                module.register_forward_hook(keep(name))
+        cast = {key: value.to(dtype) for key, value in given.items()}
+        with torch.no_grad():
+            out["out"] = pipe.unet(cast["in.sample"], cast["in.timestep"], cast["in.encoder_hidden_states"],
+                                   cast["in.added_time_ids"])[0]
+            out["vae_decode_3frames"] = pipe.vae.decode(cast["in.z"], num_frames=3)[0]
+            out["vae_decode_1frame"] = pipe.vae.decode(cast["in.z"][:1], num_frames=1)[0]
+        return out
+
+    plain = make(torch.float32, None)
+    measured = measure(plain, make(torch.float64, None), None)
+    write(folder, "svd", "units", plain, None, measured)
+    given["in.timestep"] = given["in.timestep"].double()
+    save_file({key: value.contiguous() for key, value in (plain | given).items()},
+              folder / "runs/svd/units.safetensors")
+
+
+def video(folder):
+    import shutil
+    (folder / "runs/svd").mkdir(parents=True, exist_ok=True)
+    (folder / "runs/svd/measured.json").unlink(missing_ok=True)
+    shutil.copy(GOLDENS / "runs/svd/svd_input.png", folder / "runs/svd")
+    video_model(folder)
+    video_units(folder)
+    video_run(folder, "default_5", 3, (80, 64), 5, dict(
+        fps=7, motion_bucket_id=90, noise_aug_strength=0.02, min_guidance_scale=1.0, max_guidance_scale=2.5,
+        decode_chunk_size=None))
+    video_run(folder, "nocfg_3", 2, (64, 112), 3, dict(
+        fps=6, motion_bucket_id=200, noise_aug_strength=0.0, min_guidance_scale=1.0, max_guidance_scale=1.0,
+        decode_chunk_size=1))
+
+
+def other(folder):
+    """All four models; schedules and tokenizers are those of the shipped set."""
+    import shutil
+    shutil.copytree(GOLDENS / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    shutil.copy(GOLDENS / "schedules.json", folder)
+    for model, runs in SECOND_RUNS.items():
+        (folder / "runs" / model / "measured.json").unlink(missing_ok=True)
+        second_model(model, folder)
+        second_units(model, folder)
+        for name in runs:
+            second_run(model, folder, name)
+        if model != "sd2":
+            one_file(model, folder)
+    video(folder)
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["own"]:
         own(Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "tests/fixtures/goldens_own")
+    elif sys.argv[1:2] == ["other"] and len(sys.argv) == 3:
+        other(Path(sys.argv[2]))
     else:
         sys.exit(__doc__)

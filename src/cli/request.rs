@@ -282,3 +282,25 @@ fn parse_size(text: &str) -> Result<(u32, u32), String> {
     });
     sides.ok_or_else(|| "wanted WIDTHxHEIGHT, for example 1024x576".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::parse_lora;
+
+    #[test]
+    fn a_lora_is_a_name_with_or_without_a_scale() {
+        for (text, name, scale) in [
+            ("pixel-art", "pixel-art", 1.0),
+            ("pixel-art:0.8", "pixel-art", 0.8),
+            ("sub/a.safetensors:-1", "sub/a.safetensors", -1.0),
+            ("a:b", "a:b", 1.0),
+            ("a:b:2", "a:b", 2.0),
+            ("a:nan", "a:nan", 1.0),
+        ] {
+            let lora = parse_lora(text).unwrap();
+            assert_eq!((lora.name.as_str(), lora.scale), (name, scale), "{text}");
+        }
+        assert!(parse_lora(":2").is_err());
+        assert!(parse_lora("").is_err());
+    }
+}

@@ -204,9 +204,12 @@ fn check_prompts(model: &ImageModel, name: &str, run: &Run, guided: bool) -> Con
 fn sizes(run: &Run) -> [Sizes; 2] {
     let pair =
         |key: &str| -> Option<[u32; 2]> { serde_json::from_value(run.settings[key].clone()).ok() };
+    let (model, _) = run.name.split_once('/').unwrap();
+    let vae = golden(&format!("models/{model}/vae/config.json"));
+    let factor = VaeConfig::read(&vae).unwrap().factor();
     let pixels = |axis: usize| {
         let latents = run.get("final_latents").dim(axis).unwrap();
-        u32::try_from(latents).unwrap() * 8
+        u32::try_from(latents * factor).unwrap()
     };
     let whole = Sizes::whole(pixels(2), pixels(3));
     let given = |prefix: &str| {

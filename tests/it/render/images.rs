@@ -137,54 +137,106 @@ fn a_job_can_keep_its_prompt_out_of_its_files() {
     }
 }
 
-#[test]
-fn weights_are_named_by_their_hash_which_is_computed_once() {
+/// A bench whose image model is the goldens' one-file Stable Diffusion 1; gives back its models folder too.
+fn one_file_bench() -> (Bench, PathBuf) {
     let bench = bench();
     let models = bench.folder.path().join("models");
     fs::create_dir(&models).unwrap();
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/goldens");
-    let weights = fs::read(golden.join("single_file/sd1.safetensors")).unwrap();
-    fs::write(models.join("mine.safetensors"), &weights).unwrap();
+    fs::copy(golden("single_file/sd1.safetensors"), models.join("mine.safetensors")).unwrap();
     let manifest =
         "title = \"Mine\"\nnative_width = 64\nnative_height = 64\nsteps = 1\nsampler = \"ddim\"\n";
     fs::write(models.join("mine.toml"), manifest).unwrap();
-    let cache = bench.folder.path().join("cache");
-    let renderer = || {
-        let places = Places {
-            models_dirs: vec![models.clone()],
-            cache_dir: cache.clone(),
-            hf_home: models.join("none"),
-        };
-        Renderer::new(Settings {
-            store: bench.store().clone(),
-            library: Library::open(places),
-            device: "cpu".to_owned(),
-            dtype: "f32".to_owned(),
-            memory: "auto".to_owned(),
-            checkpoint_every: std::time::Duration::ZERO,
-            threads: None,
-            image_model: Some("mine".to_owned()),
-            video_model: None,
-        })
+    (bench, models)
+}
+
+fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/goldens").join(path)
+}
+
+/// A new renderer over the bench's store and the models folder.
+fn renderer(bench: &Bench, models: &Path) -> Renderer {
+    let places = Places {
+        models_dirs: vec![models.to_owned()],
+        cache_dir: bench.folder.path().join("cache"),
+        hf_home: models.join("none"),
     };
-    let parameters = |renderer: &Renderer| {
-        let job = job(json!({"steps": 1, "width": 64, "height": 64}));
-        let result = renderer.render_all(&job, 1, &mut go_on).unwrap();
-        let receipt: Value = serde_json::from_slice(&bench.bytes(&result.assets.receipt)).unwrap();
-        (texts(&bench.bytes(&result.assets.image))["parameters"].clone(), receipt)
-    };
-    let hash = hex(&weights);
-    let (text, receipt) = parameters(&renderer());
+    Renderer::new(Settings {
+        store: bench.store().clone(),
+        library: Library::open(places),
+        device: "cpu".to_owned(),
+        dtype: "f32".to_owned(),
+        memory: "auto".to_owned(),
+        checkpoint_every: std::time::Duration::ZERO,
+        threads: None,
+        image_model: Some("mine".to_owned()),
+        video_model: None,
+    })
+}
+
+/// The `parameters` text and the receipt of a job.
+fn written(bench: &Bench, renderer: &Renderer, fields: Value) -> (String, Value) {
+    let mut all = json!({"steps": 1, "width": 64, "height": 64});
+    all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let result = renderer.render_all(&job(all), 1, &mut go_on).unwrap();
+    let receipt = serde_json::from_slice(&bench.bytes(&result.assets.receipt)).unwrap();
+    (texts(&bench.bytes(&result.assets.image))["parameters"].clone(), receipt)
+}
+
+#[test]
+fn weights_are_named_by_their_hash_which_is_computed_once() {
+    let (bench, models) = one_file_bench();
+    let hash = hex(&fs::read(models.join("mine.safetensors")).unwrap());
+    let (text, receipt) = written(&bench, &renderer(&bench, &models), json!({}));
     assert!(text.contains(&format!("Model hash: {}, Model: mine", &hash[..10])), "{text}");
     assert_eq!(receipt["weights"]["image"], hash);
 
     // A file that has not changed is not read again, by another process neither.
-    let kept = cache.join("weight-hashes.json");
+    let kept = bench.folder.path().join("cache/weight-hashes.json");
     let other = "f".repeat(64);
     fs::write(&kept, fs::read_to_string(&kept).unwrap().replace(&hash, &other)).unwrap();
-    assert!(parameters(&renderer()).0.contains("Model hash: ffffffffff,"));
+    let (text, _) = written(&bench, &renderer(&bench, &models), json!({}));
+    assert!(text.contains("Model hash: ffffffffff,"), "{text}");
     let file = fs::File::options().append(true).open(models.join("mine.safetensors")).unwrap();
     file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(9)).unwrap();
-    let (text, _) = parameters(&renderer());
+    let (text, _) = written(&bench, &renderer(&bench, &models), json!({}));
     assert!(text.contains(&hash[..10]), "a changed file is hashed anew: {text}");
+}
+
+#[test]
+fn an_autoencoder_can_come_from_a_file_of_its_own() {
+    let (bench, models) = one_file_bench();
+    fs::create_dir(models.join("vae")).unwrap();
+    let vae = golden("models/sd1/vae/diffusion_pytorch_model.safetensors");
+    fs::copy(&vae, models.join("vae/same.safetensors")).unwrap();
+    let mut tensors = candle_core::safetensors::load(&vae, &candle_core::Device::Cpu).unwrap();
+    let bias = tensors.get_mut("decoder.conv_out.bias").unwrap();
+    *bias = (&*bias + 0.5).unwrap();
+    candle_core::safetensors::save(&tensors, models.join("vae/bright.safetensors")).unwrap();
+    // The same model as a folder, described by configs.
+    let folder = golden("models/sd1");
+    let renderer = renderer(&bench, &models);
+    let native = |vae: Option<&str>, model: &str| {
+        let fields = json!({"vae": vae, "image_model": model, "sampler": "ddim"});
+        let job = job(fields);
+        let plan = renderer.plan(&job, 1).unwrap();
+        let order = Order { job_key: JobKey::of_workflow("vae"), job, plan };
+        let made = renderer.gen_image(&order, &mut go_on).unwrap();
+        let bytes = bench.store().get_work(&order.job_key, &made.image.sha256).unwrap();
+        let sum: u64 = pixels(&bytes).iter().map(|byte| u64::from(*byte)).sum();
+        (made.image.sha256, sum)
+    };
+    for model in ["mine", folder.to_str().unwrap()] {
+        let own = native(None, model);
+        assert_eq!(native(Some("same"), model), own, "{model}");
+        let bright = native(Some("bright.safetensors"), model);
+        assert!(bright.1 > own.1, "{model}: {} and {}", bright.1, own.1);
+    }
+    let (text, receipt) = written(&bench, &renderer, json!({"vae": "bright"}));
+    assert!(text.contains(", VAE: bright, "), "{text}");
+    let hash = hex(&fs::read(models.join("vae/bright.safetensors")).unwrap());
+    assert!(text.contains(&format!("VAE hash: {}", &hash[..10])), "{text}");
+    assert_eq!(receipt["weights"]["vae"], hash);
+    let error = renderer.plan(&job(json!({"vae": "nowhere"})), 1).unwrap_err();
+    let Error::Refused(faults) = &error else { panic!("{error}") };
+    assert_eq!(faults[0].field, "vae");
 }
