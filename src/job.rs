@@ -111,7 +111,6 @@ fn yes() -> bool {
     true
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_yes(flag: &bool) -> bool {
     *flag
 }
