@@ -140,6 +140,8 @@ def write(path, shapes):
 
 
 def main():
+    if len(sys.argv) != 3 or sys.argv[1] not in MODELS:
+        sys.exit(__doc__)
     kind, folder = sys.argv[1], pathlib.Path(sys.argv[2])
     pipeline, parts, scheduler = MODELS[kind]
     index = {"_class_name": pipeline}

@@ -90,11 +90,17 @@ enum Command {
 }
 
 impl Command {
-    /// Whether it takes care of signals itself.
+    /// Whether it takes care of signals itself, or has nothing to take care of.
     fn listens(&self) -> bool {
         matches!(
             self,
-            Self::Run(_) | Self::Up(_) | Self::Worker(_) | Self::Watch(_) | Self::Render(_)
+            Self::Run(_)
+                | Self::Up(_)
+                | Self::Worker(_)
+                | Self::Watch(_)
+                | Self::Render(_)
+                | Self::Models(_)
+                | Self::Inspect(_)
         )
     }
 }

@@ -65,6 +65,14 @@ impl Places {
         self.lock_within(&self.turn_lock, TURN).await
     }
 
+    /// Waits until no other server of this user is starting, whatever its data folder; over when the file is dropped.
+    pub(super) async fn start_alone(&self) -> Result<File, Error> {
+        // SAFETY: it only reads the process's own user id.
+        let user = unsafe { libc::getuid() };
+        let lock = std::env::temp_dir().join(format!("genvideo-{user}-start.lock"));
+        self.lock_within(&lock, TURN).await
+    }
+
     /// The turn when nobody has it.
     pub(super) fn try_turn(&self) -> Option<File> {
         let file = open(&self.turn_lock).ok()?;

@@ -32,6 +32,8 @@ pub(super) async fn start(
     preferred: Option<u16>,
 ) -> Result<State, Error> {
     let is_new = !places.database.is_file();
+    // Two servers of this user that start at once would take the same free ports, and each other's answers.
+    let _alone = places.start_alone().await?;
     let mut preferred = Some(preferred.unwrap_or(DEFAULT_PORT));
     let mut tries = 3;
     loop {

@@ -9,6 +9,7 @@ use std::fmt;
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
 
 use super::denoise::DenoiseState;
 use super::{Error, Result};
@@ -31,11 +32,18 @@ pub struct Checkpoint {
 /// Shown where a run is after every step and every decoded chunk; keeps what it likes.
 pub type Keep<'a> = dyn FnMut(&Checkpoint) + 'a;
 
-/// Metadata keys.
-const RUN: &str = "run";
-const STEP: &str = "step";
-const WIDENED: &str = "widened";
-const DECODING: &str = "decoding";
+/// The one metadata key; several would come in any order, and the same state would have many hashes.
+const ABOUT: &str = "about";
+
+/// What the tensors do not say.
+#[derive(Serialize, Deserialize)]
+struct About {
+    run: String,
+    /// Steps done of the picture or clip at work.
+    step: Option<usize>,
+    widened: bool,
+    decoding: String,
+}
 
 impl Checkpoint {
     /// Whether nothing is done yet.
@@ -57,13 +65,16 @@ impl Checkpoint {
         for (latents, index) in self.latents.iter().zip(0..) {
             parts.push(Part::of_tensor(format!("latents.{index}"), latents)?);
         }
-        let mut metadata = HashMap::from([(RUN.to_owned(), run.to_owned())]);
-        metadata.insert(DECODING.to_owned(), self.decoding.clone());
-        if self.widened {
-            metadata.insert(WIDENED.to_owned(), String::new());
-        }
+        let about = About {
+            run: run.to_owned(),
+            step: self.state.as_ref().map(|state| state.step),
+            widened: self.widened,
+            decoding: self.decoding.clone(),
+        };
+        let about =
+            serde_json::to_string(&about).map_err(|error| Error::Checkpoint(error.to_string()))?;
+        let metadata = HashMap::from([(ABOUT.to_owned(), about)]);
         if let Some(state) = &self.state {
-            metadata.insert(STEP.to_owned(), state.step.to_string());
             parts.push(Part::of_tensor("state".to_owned(), &state.latents)?);
             for (past, index) in state.history.iter().zip(0..) {
                 parts.push(Part::of_tensor(format!("history.{index}"), past)?);
@@ -91,9 +102,11 @@ impl Checkpoint {
     /// When the bytes are none, or not of this `run`.
     pub fn from_bytes(bytes: &[u8], run: &str, device: &Device) -> Result<Self> {
         let (_, header) = SafeTensors::read_metadata(bytes)?;
-        let no_metadata = HashMap::new();
-        let metadata = header.metadata().as_ref().unwrap_or(&no_metadata);
-        if metadata.get(RUN).map(String::as_str) != Some(run) {
+        let about = header.metadata().as_ref().and_then(|metadata| metadata.get(ABOUT));
+        let about: About = about
+            .and_then(|about| serde_json::from_str(about).ok())
+            .ok_or_else(|| Error::Checkpoint("it does not say what it is".to_owned()))?;
+        if about.run != run {
             return Err(Error::Checkpoint("it is of another run".to_owned()));
         }
         let file = SafeTensors::deserialize(bytes)?;
@@ -104,7 +117,7 @@ impl Checkpoint {
         let all = |prefix: &str| -> Result<Vec<Tensor>> {
             (0..).map_while(|index| read(&format!("{prefix}.{index}")).transpose()).collect()
         };
-        let state = match (read("state")?, metadata.get(STEP).and_then(|step| step.parse().ok())) {
+        let state = match (read("state")?, about.step) {
             (Some(latents), Some(step)) => {
                 Some(DenoiseState { step, latents, history: all("history")? })
             }
@@ -116,8 +129,8 @@ impl Checkpoint {
             latents: all("latents")?,
             state,
             frames: frames.unwrap_or_default(),
-            widened: metadata.contains_key(WIDENED),
-            decoding: metadata.get(DECODING).cloned().unwrap_or_default(),
+            widened: about.widened,
+            decoding: about.decoding,
         })
     }
 }

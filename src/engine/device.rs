@@ -48,6 +48,13 @@ impl Compute {
         if self.device.is_cpu() { memory::free() } else { cuda_memory(&self.device) }
     }
 
+    /// Waits for what is under way, so that the driver takes freed memory back.
+    pub fn settle(&self) {
+        if let Err(error) = self.device.synchronize() {
+            tracing::debug!(%error, "the device does not settle");
+        }
+    }
+
     /// Why `auto` ended on the CPU.
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()

@@ -138,7 +138,7 @@ fn decoder(weights: &Weights, widths: &[usize], size: (u32, u32), frames: u32) -
     let whole = pixels(size);
     // The finished picture is there as numbers and as bytes.
     let finished = 32 * whole;
-    let tile = whole.min(LOW_SIDE as u64 * LOW_SIDE as u64);
+    let tile = whole.min(u64::from(LOW_SIDE * LOW_SIDE));
     Stage {
         weights: weights.bytes(),
         work: work(whole * u64::from(frames)) + finished,

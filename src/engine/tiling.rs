@@ -17,7 +17,7 @@ pub struct Tiling {
 }
 
 /// Pixels along one side of a tile while memory is low.
-pub const LOW_SIDE: usize = 512;
+pub const LOW_SIDE: u32 = 512;
 
 impl Tiling {
     /// The rule of diffusers: tiles as large as the pictures of `sample_size` that the autoencoder was trained on;

@@ -1,8 +1,9 @@
 //! Checkpoints of the stage at work, so that an attempt goes on where the one before it was.
 //!
 //! The engine shows where it is after every step and every decoded chunk. Here the state becomes a work object when
-//! more work than allowed would be lost otherwise, and when the stage is stopped; its hash travels with the reports to
-//! whoever starts the next attempt. What cannot be taken up is said, and the stage starts over.
+//! more work than allowed would be lost otherwise, and when the stage is stopped. The store notes which one is the
+//! newest, and its hash travels with the reports, for whoever starts the next attempt. What cannot be taken up is said,
+//! and the stage starts over.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -12,12 +13,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::models::report_of;
-use super::{Error, Hook, Order, Settings};
+use super::{Error, Hook, Order, Report, Settings};
 use crate::engine::device::Compute;
 use crate::engine::{self, Checkpoint, Keep};
 use crate::store;
 
-/// How long an older checkpoint stays: the last heartbeat that got through may name it.
+/// How long an older checkpoint stays: another attempt may be about to read it.
 const SUPERSEDED: Duration = Duration::from_secs(60);
 
 /// One attempt at a stage of inference.
@@ -28,31 +29,36 @@ pub(super) struct Attempt<'a> {
 }
 
 impl<'a> Attempt<'a> {
-    /// An attempt of `stage` on `compute`, from the checkpoint the order names.
+    /// An attempt of `stage` with `weights` on `compute`, from the newest checkpoint there is.
     pub(super) fn new(
         settings: &'a Settings,
         order: &'a Order,
         compute: &Compute,
-        stage: &impl Debug,
+        (stage, weights): (String, &str),
     ) -> Result<Self, Error> {
         let asked = serde_json::to_vec(&(&order.job, &order.plan))?;
+        // Which of several equal devices it was does not matter.
+        let device = compute.name();
+        let device = device.split(':').next().unwrap_or_default();
         let run = format!(
-            "{stage:?} {} {} {} {}",
+            "{stage} of {} by {} with {weights} on {device} in {}",
             store::sha256(&asked),
             env!("CARGO_PKG_VERSION"),
-            compute.name(),
             compute.dtype_name()
         );
-        let (mut at, mut note, mut last) = (Checkpoint::default(), None, None);
-        if let Some(sha256) = &order.resume {
+        let marked = settings.store.stage_mark(&order.job_key, &stage)?;
+        let mut found = None;
+        let mut note = None;
+        for sha256 in marked.iter().chain(&order.resume) {
             let read = || -> Result<Checkpoint, Error> {
                 let bytes = settings.store.get_work(&order.job_key, sha256)?;
                 Ok(Checkpoint::from_bytes(&bytes, &run, compute.device())?)
             };
             match read() {
-                Ok(found) => {
-                    tracing::info!(done = %found, "going on from a checkpoint");
-                    (at, last) = (found, Some(Arc::from(sha256.as_str())));
+                Ok(at) => {
+                    tracing::info!(done = %at, "going on from a checkpoint");
+                    found = Some((at, Arc::from(sha256.as_str())));
+                    break;
                 }
                 Err(error) => {
                     tracing::warn!(%error, sha256, "a checkpoint is of no use");
@@ -60,9 +66,19 @@ impl<'a> Attempt<'a> {
                 }
             }
         }
-        let older = VecDeque::new();
-        let keeper =
-            Keeper { settings, order, run, saved_at: Instant::now(), last, older, failed: None };
+        let note = note.filter(|_| found.is_none());
+        let (at, last) = found.map_or_else(Default::default, |(at, last)| (at, Some(last)));
+        let keeper = Keeper {
+            settings,
+            order,
+            stage,
+            run,
+            saved_at: Instant::now(),
+            is_saved: true,
+            last,
+            older: VecDeque::new(),
+            failed: None,
+        };
         Ok(Self { at, note, keeper })
     }
 
@@ -77,24 +93,27 @@ impl<'a> Attempt<'a> {
         let Self { at, keeper, .. } = self;
         at.decode_as(format!("{decoding:?}"));
         let shared = RefCell::new(&mut *keeper);
+        let mut last_report = Report::new("load", 0, 1);
         let result = work(at, &mut |at| shared.borrow_mut().look(at), &mut |event| {
             let keeper = shared.borrow();
-            let mut report = report_of(event);
-            report.checkpoint.clone_from(&keeper.last);
-            let answer = hook(report);
+            last_report = report_of(event);
+            last_report.checkpoint.clone_from(&keeper.last);
+            let answer = hook(last_report.clone());
             if keeper.failed.is_some() { ControlFlow::Break(()) } else { answer }
         });
         let Err(engine::Error::Stopped) = result else { return Ok(result?) };
-        if keeper.failed.is_none() && !at.is_empty() {
-            keeper.failed = keeper.save(at).err();
-        }
         if let Some(error) = keeper.failed.take() {
             return Err(error);
         }
+        if !keeper.is_saved {
+            // The stop itself went well; the next attempt has a little more to do.
+            if let Err(error) = keeper.save(at) {
+                tracing::warn!(%error, "a stopped stage could not keep where it was");
+            }
+        }
         // Already stopped: this only says where to go on.
-        let mut report = super::Report::new("load", 0, 1);
-        report.checkpoint.clone_from(&keeper.last);
-        let _ = hook(report);
+        last_report.checkpoint.clone_from(&keeper.last);
+        let _ = hook(last_report);
         Err(Error::Stopped)
     }
 
@@ -108,9 +127,12 @@ impl<'a> Attempt<'a> {
 struct Keeper<'a> {
     settings: &'a Settings,
     order: &'a Order,
+    stage: String,
     /// Whose checkpoints they are; one of another run is not taken up.
     run: String,
     saved_at: Instant,
+    /// Whether nothing was done since the last checkpoint.
+    is_saved: bool,
     last: Option<Arc<str>>,
     older: VecDeque<(Instant, Arc<str>)>,
     /// Why a checkpoint could not be kept; the stage does not go on then.
@@ -120,6 +142,7 @@ struct Keeper<'a> {
 impl Keeper<'_> {
     /// Saves `at` when too much work would be lost without it.
     fn look(&mut self, at: &Checkpoint) {
+        self.is_saved = false;
         if self.failed.is_none() && self.saved_at.elapsed() >= self.settings.checkpoint_every {
             self.failed = self.save(at).err();
         }
@@ -128,7 +151,8 @@ impl Keeper<'_> {
     fn save(&mut self, at: &Checkpoint) -> Result<(), Error> {
         let (store, job) = (&self.settings.store, &self.order.job_key);
         let kept = store.put_work(job, &at.to_bytes(&self.run)?)?;
-        self.saved_at = Instant::now();
+        store.mark_stage(job, &self.stage, &kept.sha256)?;
+        (self.saved_at, self.is_saved) = (Instant::now(), true);
         let before = self.last.replace(Arc::from(kept.sha256));
         if let Some(before) = before.filter(|before| Some(before) != self.last.as_ref()) {
             self.older.push_back((self.saved_at, before));
@@ -136,7 +160,10 @@ impl Keeper<'_> {
         while let Some((superseded, sha256)) = self.older.front()
             && superseded.elapsed() > SUPERSEDED
         {
-            store.drop_work(job, sha256)?;
+            // The clean-up of the job takes what stays.
+            if let Err(error) = store.drop_work(job, sha256) {
+                tracing::warn!(%error, "an old checkpoint stays");
+            }
             self.older.pop_front();
         }
         Ok(())

@@ -9,7 +9,7 @@ use std::time::Instant;
 use image::RgbImage;
 
 use super::checkpoint::Attempt;
-use super::models;
+use super::models::{self, Wanted};
 use super::plan::ImagePlan;
 use super::{Error, Hook, ImageMade, Inner, Order, Work, label, report, seconds};
 use crate::engine::config::scheduler::Prediction;
@@ -162,10 +162,15 @@ fn infer(
 ) -> Result<(ImageOutput, Work), Error> {
     let settings = &inner.settings;
     let folder = settings.library.find(&plan.lookup, Task::TextToImage)?.folder;
-    let weights = Some(inner.hashes.model(&folder, hook)?);
+    let model_hash = inner.hashes.model(&folder, hook)?;
     let options = options(inner, plan)?;
     let vae = options.vae.as_ref().map(|path| inner.hashes.file(path, hook)).transpose()?;
-    let wanted = (folder, options);
+    let mut hashes = vec![model_hash.clone()];
+    hashes.extend(vae.clone());
+    for lora in &options.loras {
+        hashes.push(inner.hashes.file(&lora.path, hook)?);
+    }
+    let wanted = Wanted { path: folder, options, hashes: hashes.join(" ") };
     let mut permit = inner.desk.wait(hook)?;
     let mut attempt = None;
     for last_try in [false, true] {
@@ -175,7 +180,10 @@ fn infer(
         let loaded = Instant::now();
         let run = match &mut attempt {
             Some(run) => run,
-            None => attempt.insert(Attempt::new(settings, order, &ready.compute, &"image")?),
+            None => {
+                let stage = ("image".to_owned(), wanted.hashes.as_str());
+                attempt.insert(Attempt::new(settings, order, &ready.compute, stage)?)
+            }
         };
         let decoding = request.tiling;
         match run.go(&decoding, hook, |at, keep, hook| model.resume(&request, at, keep, hook)) {
@@ -188,7 +196,7 @@ fn infer(
                     ("image_load".to_owned(), super::seconds(loaded - started)),
                     ("image".to_owned(), super::seconds(loaded.elapsed())),
                 ]);
-                let mut work = Work { weights, vae, ..ready.work(seconds) };
+                let mut work = Work { weights: Some(model_hash), vae, ..ready.work(seconds) };
                 work.notes.extend(run.note());
                 return Ok((output, work));
             }

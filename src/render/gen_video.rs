@@ -9,10 +9,10 @@ use std::time::Instant;
 use image::RgbImage;
 
 use super::checkpoint::Attempt;
-use super::models;
+use super::models::{self, Wanted};
 use super::plan::VideoPlan;
 use super::{Error, FramesMade, Hook, Inner, Order, Work, frames};
-use crate::engine::VideoRequest;
+use crate::engine::{LoadOptions, VideoRequest};
 use crate::hub::Task;
 use crate::media::still;
 use crate::store::BlobRef;
@@ -71,22 +71,21 @@ fn infer(
 ) -> Result<(Vec<RgbImage>, Work), Error> {
     let settings = &inner.settings;
     let folder = settings.library.find(&plan.lookup, Task::ImageToVideo)?.folder;
-    let weights = Some(inner.hashes.model(&folder, hook)?);
+    let hashes = inner.hashes.model(&folder, hook)?;
+    let wanted = Wanted { path: folder, options: LoadOptions::default(), hashes };
     let mut permit = inner.desk.wait(hook)?;
     let mut attempt = None;
     for last_try in [false, true] {
         let started = Instant::now();
         let memory = if last_try { "low" } else { &settings.memory };
-        let (model, ready) = permit.video(settings, &folder, (&mut request, memory), hook)?;
+        let (model, ready) = permit.video(settings, &wanted, (&mut request, memory), hook)?;
         let loaded = Instant::now();
         let run = match &mut attempt {
             Some(run) => run,
-            None => attempt.insert(Attempt::new(
-                settings,
-                order,
-                &ready.compute,
-                &("video", request.run),
-            )?),
+            None => {
+                let stage = (format!("video-{}", request.run), wanted.hashes.as_str());
+                attempt.insert(Attempt::new(settings, order, &ready.compute, stage)?)
+            }
         };
         let decoding = (request.decode_chunk, request.tiling);
         match run.go(&decoding, hook, |at, keep, hook| model.resume(&request, at, keep, hook)) {
@@ -99,7 +98,7 @@ fn infer(
                     ("video_load".to_owned(), super::seconds(loaded - started)),
                     ("video".to_owned(), super::seconds(loaded.elapsed())),
                 ]);
-                let mut work = Work { weights, ..ready.work(seconds) };
+                let mut work = Work { weights: Some(wanted.hashes), ..ready.work(seconds) };
                 work.notes.extend(output.notes);
                 work.notes.extend(run.note());
                 return Ok((output.frames, work));

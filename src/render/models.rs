@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use std::time::Duration;
 use super::{Error, Hook, Report, Settings, Work, report};
 use crate::engine::device::{self, Compute};
 use crate::engine::estimate::{self, Need};
+use crate::engine::tiling::LOW_SIDE;
 use crate::engine::{
     self, ImageModel, ImageRequest, LoadOptions, Residency, StepEvent, VideoModel, VideoRequest,
 };
@@ -41,7 +42,7 @@ pub(super) struct Models {
 
 /// A model with what is known about it.
 struct Loaded {
-    key: WithOptions,
+    key: Wanted,
     residency: Residency,
     /// Bytes of its weights in memory.
     bytes: u64,
@@ -54,7 +55,15 @@ enum Model {
 }
 
 /// A model's folder or file, and what is changed about it; which parts stay in memory is not for the asker to say.
-pub(super) type WithOptions = (PathBuf, LoadOptions);
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Wanted {
+    /// Its folder or file.
+    pub(super) path: PathBuf,
+    /// What is done to it while it loads.
+    pub(super) options: LoadOptions,
+    /// Hashes of all its files: a file that was replaced is another model.
+    pub(super) hashes: String,
+}
 
 /// How a run will go.
 pub(super) struct Ready {
@@ -128,18 +137,18 @@ impl Permit<'_> {
     pub(super) fn image(
         &mut self,
         settings: &Settings,
-        wanted: &WithOptions,
+        wanted: &Wanted,
         (request, memory): (&mut ImageRequest, &str),
         hook: &mut Hook<'_>,
     ) -> Result<(&ImageModel, Ready), Error> {
         let compute = open(&mut self.models.compute, settings)?.clone();
-        let mut options = wanted.1.clone();
-        let need = estimate::image(&wanted.0, &options, &compute, request)?;
+        let mut options = wanted.options.clone();
+        let need = estimate::image(&wanted.path, &options, &compute, request)?;
         let plan = self.models.room(&compute, wanted, &need, memory)?;
         request.tiling = plan.tiled().then_some(LOW_SIDE);
         options.residency = plan.residency;
         let load = |hook: &mut Hook<'_>| {
-            let model = ImageModel::load_with(&wanted.0, &options, &compute, &mut bridge(hook))?;
+            let model = ImageModel::load_with(&wanted.path, &options, &compute, &mut bridge(hook))?;
             Ok(Model::Image(model))
         };
         let (model, ready) = self.take(&compute, wanted, &plan, &load, hook)?;
@@ -149,18 +158,17 @@ impl Permit<'_> {
         }
     }
 
-    /// The video model in `folder`, and `request` cut to the memory that is there.
+    /// The video model `wanted`, and `request` cut to the memory that is there.
     pub(super) fn video(
         &mut self,
         settings: &Settings,
-        folder: &Path,
+        wanted: &Wanted,
         (request, memory): (&mut VideoRequest, &str),
         hook: &mut Hook<'_>,
     ) -> Result<(&VideoModel, Ready), Error> {
         let compute = open(&mut self.models.compute, settings)?.clone();
-        let need = estimate::video(folder, &compute, request)?;
-        let wanted = (folder.to_path_buf(), LoadOptions::default());
-        let plan = self.models.room(&compute, &wanted, &need, memory)?;
+        let need = estimate::video(&wanted.path, &compute, request)?;
+        let plan = self.models.room(&compute, wanted, &need, memory)?;
         let mut notes = Vec::new();
         if plan.tiled() {
             request.tiling = Some(LOW_SIDE);
@@ -171,9 +179,9 @@ impl Permit<'_> {
         }
         let load = |hook: &mut Hook<'_>| {
             let bridge = &mut bridge(hook);
-            Ok(Model::Video(VideoModel::load_with(folder, plan.residency, &compute, bridge)?))
+            Ok(Model::Video(VideoModel::load_with(&wanted.path, plan.residency, &compute, bridge)?))
         };
-        let (model, mut ready) = self.take(&compute, &wanted, &plan, &load, hook)?;
+        let (model, mut ready) = self.take(&compute, wanted, &plan, &load, hook)?;
         ready.notes.extend(notes);
         match model {
             Model::Video(model) => Ok((model, ready)),
@@ -184,14 +192,14 @@ impl Permit<'_> {
     /// Drops every loaded model, so that the memory is free for another try.
     pub(super) fn unload(&mut self) {
         self.models.loaded.clear();
-        device::give_back_memory();
+        give_back(self.models.compute.as_ref());
     }
 
     /// The model `wanted`, loaded unless it is there. When the driver refuses memory, the others go.
     fn take(
         &mut self,
         compute: &Compute,
-        wanted: &WithOptions,
+        wanted: &Wanted,
         plan: &MemoryPlan,
         load: &dyn Fn(&mut Hook<'_>) -> Result<Model, engine::Error>,
         hook: &mut Hook<'_>,
@@ -204,7 +212,7 @@ impl Permit<'_> {
         let weights_read = u32::from(kept.is_none() || in_turn);
         if weights_read > 0 {
             let reads = self.desk.reads.fetch_add(1, Ordering::Relaxed) + 1;
-            tracing::info!(model = %wanted.0.display(), reads, in_turn, "reading weights");
+            tracing::info!(model = %wanted.path.display(), reads, in_turn, "reading weights");
         }
         let entry = match kept {
             Some(entry) => entry,
@@ -212,6 +220,7 @@ impl Permit<'_> {
                 let model = match load(hook) {
                     Err(error) if is_out_of_memory(&error) && !loaded.is_empty() => {
                         loaded.clear();
+                        give_back(Some(compute));
                         load(hook)?
                     }
                     result => result?,
@@ -235,8 +244,13 @@ fn open<'a>(compute: &'a mut Option<Compute>, settings: &Settings) -> Result<&'a
     Ok(compute.insert(opened))
 }
 
-/// Pixels along one side of a tile while memory is low.
-const LOW_SIDE: u32 = 512;
+/// Returns freed memory to the system, or to the driver.
+fn give_back(compute: Option<&Compute>) {
+    if let Some(compute) = compute {
+        compute.settle();
+    }
+    device::give_back_memory();
+}
 
 /// What stays in memory during a run, and after it.
 struct MemoryPlan {
@@ -275,10 +289,12 @@ impl Models {
     fn room(
         &mut self,
         compute: &Compute,
-        wanted: &WithOptions,
+        wanted: &Wanted,
         need: &Need,
         memory: &str,
     ) -> Result<MemoryPlan, Error> {
+        // A model that keeps no part in memory only keeps files open.
+        self.loaded.retain(|model| model.key == *wanted || model.residency == Residency::Together);
         let held: u64 = self.loaded.iter().map(|model| model.bytes).sum();
         let have = compute.free_memory().map(|free| free + held);
         let level = choose(memory, need, have)?;
@@ -292,14 +308,13 @@ impl Models {
         let most = have.saturating_sub(bytes_of(level, need)).min(have / 2);
         let mut dropped = false;
         while others(&self.loaded) > most {
-            let oldest =
-                self.loaded.iter().position(|model| model.key != *wanted && model.bytes > 0);
+            let oldest = self.loaded.iter().position(|model| model.key != *wanted);
             let Some(oldest) = oldest else { break };
             self.loaded.remove(oldest);
             dropped = true;
         }
         if dropped {
-            device::give_back_memory();
+            give_back(Some(compute));
         }
         Ok(plan)
     }
@@ -391,7 +406,8 @@ mod tests {
 
     /// Models that hold nothing, whatever their entries say.
     fn models(bytes: &[(&str, u64)]) -> Models {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/genvideo-tiny-t2i");
+        let folder =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/genvideo-tiny-t2i");
         let options = LoadOptions { residency: Residency::InTurn, ..LoadOptions::default() };
         let mut models = Models::default();
         for (name, bytes) in bytes {
@@ -408,8 +424,8 @@ mod tests {
         models
     }
 
-    fn key(name: &str) -> WithOptions {
-        (PathBuf::from(name), LoadOptions::default())
+    fn key(name: &str) -> Wanted {
+        Wanted { path: PathBuf::from(name), options: LoadOptions::default(), hashes: String::new() }
     }
 
     #[test]
@@ -428,7 +444,7 @@ mod tests {
             let plan = models.room(&Compute::cpu(), &key(wanted), &need, "full").unwrap();
             assert_eq!((plan.residency, plan.level), (Residency::Together, Level::Together));
             let names: Vec<&str> =
-                models.loaded.iter().filter_map(|model| model.key.0.to_str()).collect();
+                models.loaded.iter().filter_map(|model| model.key.path.to_str()).collect();
             assert_eq!(names, left, "{wanted} {need:?}");
         }
     }

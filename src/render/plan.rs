@@ -11,6 +11,7 @@ use crate::hub::{self, Manifest, Model, Source, Task};
 use crate::job::class::{ErrorClass, Fault};
 use crate::job::length::{self, FrameRate, Pace};
 use crate::job::size::{self, Native};
+use crate::job::validate::STEPS;
 use crate::job::{JobType, Lora, Prediction, ValidJob, style};
 use crate::store;
 
@@ -159,6 +160,7 @@ pub(super) fn plan(settings: &Settings, job: &ValidJob, seed: u64) -> Result<Pla
     if let (Some(model), Some(image)) = (&image_model, &image) {
         note_language(job, &model.model, &mut notes);
         note_size("image", image.size, deliver, &mut notes);
+        note_steps(job, model, image, &mut notes);
     }
     if let Some(video) = &video {
         note_video(video, deliver, &mut notes);
@@ -252,7 +254,7 @@ fn image_plan(job: &ValidJob, found: &Found) -> Result<ImagePlan, Vec<Fault>> {
             model: found.model.name.clone(),
             lookup: found.lookup.clone(),
             size,
-            steps: job.steps.unwrap_or(manifest.steps),
+            steps: steps(job, manifest.steps),
             guidance: job.guidance.unwrap_or(manifest.guidance),
             sampler,
             negative: manifest.negative.clone(),
@@ -308,6 +310,28 @@ fn generated_size(job: &ValidJob, manifest: &Manifest) -> Result<(u32, u32), Vec
     size::plan((job.width, job.height), job.size_policy, native)
         .map(|plan| plan.generate)
         .map_err(|fault| vec![fault])
+}
+
+/// Denoise steps of the image: as asked, and so many that redrawing a part of a picture takes at least one.
+fn steps(job: &ValidJob, usual: u32) -> u32 {
+    let asked = job.steps.unwrap_or(usual);
+    let least = job.strength.map_or(1.0, |strength| (1.0 / strength).ceil());
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a float-to-integer cast saturates, and the least is positive"
+    )]
+    asked.max((least as u32).min(*STEPS.end()))
+}
+
+fn note_steps(job: &ValidJob, found: &Found, image: &ImagePlan, notes: &mut Vec<String>) {
+    let asked = job.steps.unwrap_or(found.model.manifest.steps);
+    if image.steps > asked {
+        notes.push(format!(
+            "{} steps instead of {asked}, since fewer redraw nothing at this strength",
+            image.steps
+        ));
+    }
 }
 
 /// What a given image that is taken as it is leaves without use.

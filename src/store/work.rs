@@ -1,4 +1,4 @@
-//! What a job keeps while it is at work: objects under their content hash, and which stages are done.
+//! What a job keeps while it is at work: objects under their content hash, where each stage is and which are done.
 //!
 //! All of it goes when the job is cleaned up.
 
@@ -35,7 +35,7 @@ impl Store {
 
     /// Removes what [`put_work`](Self::put_work) kept, if it is there.
     pub fn drop_work(&self, job: &JobKey, sha256: &str) -> Result<(), Error> {
-        let _held = self.lock_shared()?;
+        let _held = self.lock_alone()?;
         self.remove(&work_key(job, sha256)?)
     }
 
@@ -56,8 +56,20 @@ impl Store {
 
     /// Forgets the result of `stage`.
     pub fn unsettle_stage(&self, job: &JobKey, stage: &str) -> Result<(), Error> {
-        let _held = self.lock_shared()?;
+        let _held = self.lock_alone()?;
         self.remove(&stage_key(job, stage))
+    }
+
+    /// Notes that `sha256` is the newest checkpoint of `stage`.
+    pub fn mark_stage(&self, job: &JobKey, stage: &str, sha256: &str) -> Result<(), Error> {
+        let _held = self.lock_shared()?;
+        self.replace(&mark_key(job, stage), key::content_hash(sha256)?.as_bytes())
+    }
+
+    /// The newest checkpoint of `stage`, if there is one.
+    pub fn stage_mark(&self, job: &JobKey, stage: &str) -> Result<Option<String>, Error> {
+        let mark = self.get(&mark_key(job, stage))?;
+        Ok(mark.map(|mark| String::from_utf8_lossy(&mark).into_owned()))
     }
 
     fn remove(&self, key: &str) -> Result<(), Error> {
@@ -70,6 +82,10 @@ impl Store {
 
 fn work_key(job: &JobKey, sha256: &str) -> Result<String, Error> {
     Ok(format!("work/{job}/{}", key::content_hash(sha256)?))
+}
+
+fn mark_key(job: &JobKey, stage: &str) -> String {
+    format!("{}.at", stage_key(job, stage))
 }
 
 /// `stage` is a word of ours, never a client's.

@@ -228,7 +228,10 @@ impl Pulse<'_> {
     }
 
     fn remember(&mut self, checkpoint: Option<Arc<str>>) {
-        if let Some(checkpoint) = checkpoint {
+        let Some(checkpoint) = checkpoint else { return };
+        if self.beat.checkpoint.as_deref() != Some(&*checkpoint) {
+            // It gets on: what killed the attempts before is not the job.
+            self.beat.deaths = 0;
             self.beat.checkpoint = Some(checkpoint.to_string());
         }
     }

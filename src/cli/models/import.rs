@@ -55,7 +55,7 @@ pub(super) fn import(args: &Args, config: &Config, output: &mut Output) -> Resul
     output.line(&path.display().to_string());
     if !output.is_json() {
         let use_it = match (lora, library.get(name)?) {
-            (true, _) => format!("a job's `loras` names it `{name}`"),
+            (true, _) => format!("use it: genvideo run \"a lighthouse\" --lora {name}"),
             (false, Some(model)) => {
                 format!("use it: genvideo run \"a lighthouse\" {} {name}", super::flag(model.task))
             }

@@ -46,7 +46,10 @@ fn field(text: &str, key: &str) -> Option<u64> {
 fn kept() -> u64 {
     // SAFETY: it only reads the allocator's counters.
     let counters = unsafe { libc::mallinfo2() };
-    counters.fordblks as u64
+    // Pages that were given back to the system are still in the allocator's count, and free for everybody.
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let resident = field(&status, "RssAnon:").unwrap_or(0) * 1024;
+    (counters.fordblks as u64).min(resident.saturating_sub(counters.uordblks as u64))
 }
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]

@@ -43,6 +43,11 @@ fn attend_by(
             mask,
         );
     }
+    if cpu::widens(q) {
+        let wide = |x: &Tensor| x.to_dtype(DType::F32);
+        let y = attend_by(&wide(q)?, &wide(k)?, &wide(v)?, heads, (mask, DType::F32))?;
+        return Ok(y.to_dtype(q.dtype())?);
+    }
     let (batch, queries, width) = q.dims3()?;
     let keys = k.dim(1)?;
     let head = width / heads;

@@ -1,6 +1,6 @@
 //! Normalisations. Statistics are taken in f32 whatever the number type.
 
-use candle_core::{Module, Tensor};
+use candle_core::{DType, Module, Tensor};
 
 use super::activation::silu;
 use super::cpu;
@@ -25,11 +25,8 @@ impl GroupNorm {
 
     /// (b, c, ..), any number of axes.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if cpu::takes(x) {
-            return cpu::norm::group_norm(
-                &x.contiguous()?,
-                &self.cpu_spec(cpu::norm::Then::Nothing),
-            );
+        if let Some(y) = self.on_cpu(x, cpu::norm::Then::Nothing)? {
+            return Ok(y);
         }
         let channels = self.weight.elem_count();
         let norm = candle_nn::GroupNorm::new(
@@ -44,20 +41,22 @@ impl GroupNorm {
 
     /// The same with SiLU behind it, in one pass on the CPU.
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        if cpu::takes(x) {
-            return cpu::norm::group_norm(&x.contiguous()?, &self.cpu_spec(cpu::norm::Then::Silu));
+        if let Some(y) = self.on_cpu(x, cpu::norm::Then::Silu)? {
+            return Ok(y);
         }
         silu(&self.forward(x)?)
     }
 
-    fn cpu_spec(&self, then: cpu::norm::Then) -> cpu::norm::Spec<'_> {
-        cpu::norm::Spec {
-            weight: &self.weight,
-            bias: &self.bias,
-            groups: self.groups,
-            eps: self.eps,
-            then,
+    /// In one pass where there is one: in f32, rounded once.
+    fn on_cpu(&self, x: &Tensor, then: cpu::norm::Then) -> Result<Option<Tensor>> {
+        if !cpu::takes(x) && !cpu::widens(x) {
+            return Ok(None);
         }
+        let wide = |x: &Tensor| x.to_dtype(DType::F32)?.contiguous();
+        let (weight, bias) = (wide(&self.weight)?, wide(&self.bias)?);
+        let (weight, bias) = (&weight, &bias);
+        let spec = cpu::norm::Spec { weight, bias, groups: self.groups, eps: self.eps, then };
+        Ok(Some(cpu::norm::group_norm(&wide(x)?, &spec)?.to_dtype(x.dtype())?))
     }
 }
 
