@@ -52,6 +52,23 @@ ZH_PLACE = ("{t}在{p}{v}", "{t}在{p}{v}", "{t}正在{p}{v}", "在{p}{v}的{t}"
 ZH_PLAIN = ("{t}，{c}背景", "{t}，{c}的背景", "{c}背景上的{t}", "{c}背景，{t}", "{t}，背景是{c}", "{t}，背景为{c}", "{c}底的{t}",
             "在{c}背景前的{t}", "{t}{v}，纯{c}背景", "{c}的背景，{t}", "{t}在{c}背景上", "{t}在{c}的背景前{v}", "以{c}为背景的{t}")
 ZH_OPENINGS = ("画", "画一下", "一张图片：", "请画", "一幅画，", "图片，", "视频：")
+# Common words that share a character with a name ("印象" with "大象"): one character must not decide.
+FILLERS = {
+    "zh": (
+        "印象 现象 对象 气象 形象 抽象 老师 老人 老家 小时 小心 小说 企业 机会 手机 司机 公司 公园 办公 火热 火山 飞快 起飞 蛋白 礼貌 "
+        "物品 动物 植物 人物 事物 足够 满足 地球 全球 雨天 下雨 王国 国王 书法 书桌 笑容 玩笑 人们 人生 别人 南方 南边 城里人 心情 中心 开心 "
+        "形状 天气 空气 生气 星期 明星 色彩 精彩 彩色 方向 日子 日期 掌声 手掌 独立 孤独 角度 角落 恐怕 西方 东西 香味 孩子 样子 "
+        "电子 如果 结果 效果 后果 冰冷 冰块 圆圈 甜美 甜蜜 热情 热闹 大家 大小 大概 伟大 巨大 汉字 好汉 客人 客气 快乐 音乐 长大 生长 生日 "
+        "生活 玉米 海报 海外 上海 树立 木头 花样 花费 玫红 白天 黄金 红包 绿化 蓝图 紫外 粉末 自行 自由 单独 单纯 飞跃 船票 车票 停车 "
+        "汽水 轿子 消息 防护 巴黎 不明 明亮 电影 电脑 幽静 灵感 器材 乐器 五官 爱情 爱好 灯光 头像 头发 鱼片 七点 牛头 狮城 狐疑 虎口 青年 青春 "
+        "猴年 兔年 猪年 鸡年 羊年 蛇年 马上 马路 龙井 水龙 熊市 鹅黄 龟速 鲸吞 蝶泳 蜂蜜 章节 文章 文字 帆布 升起 蒸汽 堡垒 仙境 瓜子 莓红 "
+        "出现 看见 想要 希望  图片 照片 画面 画出 展示 来一张 有一天 那里 这里 旁边 后面 附近 周围 地方"
+    ).split(),
+    "en": (
+        "nice scene, beautiful day, somewhere, I would like, for my child, lots of light, wide view, from far, close up, good morning, "
+        "once upon a time, just for fun, in a story book, for a postcard, on a poster, as seen today, my favourite, from a dream, with soft light"
+    ).split(", "),
+}
 
 HELD = {  # wordings and adjectives that training never sees
     "en": {
@@ -113,6 +130,9 @@ def english(scene, r):
         text = r.choice(EN_FRAMES).format(t=phrase, p=place)
     if chance(r, 0.2):
         text = r.choice(EN_OPENINGS) + text
+    if chance(r, 0.12):
+        filler = r.choice(FILLERS["en"])
+        text = r.choice((f"{filler}, {text}", f"{text}, {filler}", f"{filler} {text}", f"{text} {filler}"))
     if chance(r, 0.35):
         text += ", " + r.choice(STYLES["en"]) + (" style" if chance(r, 0.2) else "")
     if chance(r, 0.2):
@@ -142,6 +162,9 @@ def chinese(scene, r):
         text = r.choice(ZH_PLACE).format(t=phrase, v=verb, n=name, p=name + back.after + ("面" if back.after in "里上" and chance(r, 0.1) else ""))
     if chance(r, 0.15):
         text = r.choice(ZH_OPENINGS) + text
+    for _ in range(r.choice((0, 0, 1, 2))):
+        filler = r.choice(FILLERS["zh"]) if chance(r, 0.8) else r.choice(other_words("zh"))
+        text = r.choice((f"{filler}，{text}", f"{text}，{filler}", f"{filler}{text}", f"{text}{filler}", f"{filler}的{text}"))
     if chance(r, 0.35):
         text += "，" + r.choice(STYLES["zh"])
     if chance(r, 0.12):

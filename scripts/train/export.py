@@ -19,7 +19,7 @@ from trainer import load_mean
 from vae import ANCHOR, LIVE, WIDTHS, living_decoder, options
 from vision import DEVIATION, MEAN, PIXELS, Vision
 
-CONSTANT = 64.0  # beside a latent in the encoder's last norm; far above it, so that its gain hardly moves
+CONSTANT = 192.0  # beside a latent in the encoder's last norm; far above it, so that its gain hardly moves
 LIVING = torch.arange(LIVE) * 3  # the places of living channels among all at the top level
 
 
@@ -57,14 +57,22 @@ def write_encoder(vae):
     zero(e.conv_norm_out, e.conv_out)
     power = w["deviation"] ** 2 + Latents("scenes").take(range(512)).mean((0, 2, 3)) ** 2
     spread = (2 / 3 * power + 2 / 9 * CONSTANT**2).sqrt()
-    for places in (plus, plus + 1):
-        e.conv_norm_out.weight[places] = spread
-        e.conv_norm_out.bias[places] = CONSTANT / 3
-    e.conv_out.weight[:CHANNELS, plus, 1, 1] = torch.eye(CHANNELS)
-    e.conv_out.weight[:CHANNELS, plus + 1, 1, 1] = -torch.eye(CHANNELS)
+    for k in range(CHANNELS):
+        gain, offset = exact_in_f16(spread[k])
+        for place, sign in ((3 * k, 1), (3 * k + 1, -1)):
+            e.conv_norm_out.weight[place], e.conv_norm_out.bias[place] = gain, offset
+            e.conv_out.weight[k, place, 1, 1] = sign * spread[k] / gain
     e.conv_out.bias[CHANNELS:] = -6.0  # a log-variance next to nothing
     vae.quant_conv.weight.copy_(torch.eye(2 * CHANNELS)[:, :, None, None])
     vae.quant_conv.bias.zero_()
+
+
+def exact_in_f16(spread):
+    """A gain near `spread`, and the offset that takes the constant's share away, which f16 holds with little error."""
+    gains = (spread * torch.linspace(0.99, 1.01, 101)).half().float()
+    offsets = gains * (CONSTANT / 3 / spread)
+    best = (offsets - offsets.half().float()).abs().argmin()
+    return gains[best], offsets[best].half().float()
 
 
 def widened(own, full):
