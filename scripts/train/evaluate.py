@@ -30,8 +30,8 @@ from vae import trained_decoder
 from vision import pictures_of, trained_vision
 from vocabulary import BACKGROUNDS, THINGS
 
-KITTEN = (("a cute kitten playing in a garden", 0), ("一只可爱的小猫在花园里玩耍", 0))
-MOTIONS, RATES = (1, 64, 127, 190, 255), (4, 7, 16)
+KITTEN = ("a cute kitten playing in a garden", "一只可爱的小猫在花园里玩耍")
+MOTIONS, RATES, CLIPS = (1, 64, 127, 190, 255), (4, 7, 16), 8
 
 
 def energy(clips):
@@ -114,6 +114,10 @@ def prompts(language):
         yield scene, held_out(scene, r, language)
 
 
+def mixed(pictures, count=64):
+    return pictures[torch.randperm(len(pictures), generator=torch.Generator().manual_seed(1))[:count]]
+
+
 @torch.no_grad()
 def score_pictures(models, judge, scores, folder):
     shown = []
@@ -132,9 +136,9 @@ def score_pictures(models, judge, scores, folder):
             "unclear": (guesses[0].argmax(1) == len(THINGS)).float().mean().item(),
             "missed": missed,
         }
-    sheet(torch.cat(shown)[torch.randperm(2 * len(THINGS), generator=torch.Generator().manual_seed(1))[:64]], 8, folder / "pictures.png")
+    sheet(mixed(torch.cat(shown)), 8, folder / "pictures.png")
     kitten, garden = 0, [b.name for b in BACKGROUNDS].index("garden")
-    for text, _ in KITTEN:
+    for text in KITTEN:
         pictures = models.pictures([text] * 10, list(range(10)))
         guesses = judge(pictures)
         right = (guesses[0].argmax(1) == kitten) & (guesses[1].argmax(1) == garden)
@@ -152,17 +156,17 @@ def score_vae(models, scores):
 
 @torch.no_grad()
 def score_videos(models, scores, folder):
-    scenes = [draw_scene(("video", i)) for i in range(8)]
+    scenes = [draw_scene(("video", i)) for i in range(CLIPS)]
     pictures = pictures_of(scenes)
     first, made, true = [], [], []
     for motion in MOTIONS:
-        clips = models.clips(pictures, [motion] * 8, [7] * 8)
+        clips = models.clips(pictures, [motion] * CLIPS, [7] * CLIPS)
         first.append(psnr(clips[:, 0], pictures).mean().item())
         made.append(energy(clips))
         real = true_clips([Clip(s, motion, 7) for s in scenes])
         true.append(energy(real))
         if motion == 127:
-            latents = torch.from_numpy(encoder.encode(real.flatten(0, 1).permute(0, 2, 3, 1).numpy())).unflatten(0, (8, FRAMES))
+            latents = torch.from_numpy(encoder.encode(real.flatten(0, 1).permute(0, 2, 3, 1).numpy())).unflatten(0, (CLIPS, FRAMES))
             again = models.decode_clips(latents)
             still = (real.diff(dim=1).abs().amax((1, 2)) < 0.01).unsqueeze(1).unsqueeze(2).expand_as(real.diff(dim=1))
             scores["flicker of still pixels"] = (clips.diff(dim=1).abs() * 127.5)[still].mean().item()
@@ -176,13 +180,14 @@ def score_videos(models, scores, folder):
     span = lambda e: (e[-1] - e[0]).mean()
     scores["motion range, share of the true"] = (span(made) / span(true)).item()
     for name, values in (
-        ("fps, made", [energy(models.clips(pictures, [160] * 8, [f] * 8)).mean().item() for f in RATES]),
+        ("fps, made", [energy(models.clips(pictures, [160] * CLIPS, [f] * CLIPS)).mean().item() for f in RATES]),
         ("fps, true", [energy(true_clips([Clip(s, 160, f) for s in scenes])).mean().item() for f in RATES]),
     ):
         scores[name] = dict(zip(RATES, values))
 
 
 def main():
+    """Every score is printed as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--program", help="a genvideo binary to make the pictures with")
     args = parser.parse_args()
@@ -191,7 +196,9 @@ def main():
     models = Program(args.program) if args.program else Torch()
     scores = {"samples seen": models.seen}
     score_vae(models, scores)
+    print(scores, flush=True)
     score_pictures(models, trained_judge(), scores, folder)
+    print(scores, flush=True)
     if "i2v" in models.seen:
         score_videos(models, scores, folder)
     text = json.dumps(scores, indent=2, ensure_ascii=False)

@@ -92,7 +92,7 @@ def trained_decoder():
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=160_000)
+    parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--batch", type=int, default=8)
     args = parser.parse_args()
     train(args.samples, args.batch)

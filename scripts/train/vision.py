@@ -84,7 +84,7 @@ def trained_vision():
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=120_000)
+    parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--batch", type=int, default=64)
     args = parser.parse_args()
     train(args.samples, args.batch)
