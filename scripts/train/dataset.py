@@ -39,6 +39,8 @@ def build(kind, shards):
         part = path.with_suffix(".part")
         with open(part, "wb") as file:
             np.save(file, draw_shard(kind, index))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(part, path)
         print(f"{kind} {(index + 1) * SHARD[kind]}", flush=True)
 

@@ -87,7 +87,10 @@ class Run:
     def save(self):
         state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "mean": self.mean}
         part = self.state_path.with_suffix(".part")
-        torch.save(state | {"seen": self.seen, "steps": self.steps}, part)
+        with open(part, "wb") as file:
+            torch.save(state | {"seen": self.seen, "steps": self.steps}, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(part, self.state_path)
         self.saved = time.time()
 
