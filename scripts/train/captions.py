@@ -50,7 +50,8 @@ EN_PLAIN = ("on a {c} background", "{c} background", "against a {c} wall", "with
 ZH_PLACE = ("{t}在{p}{v}", "{t}在{p}{v}", "{t}正在{p}{v}", "在{p}{v}的{t}", "在{p}的{t}", "{p}有{t}", "{p}的{t}", "{t}，{n}", "{n}，{t}",
             "{t}，背景是{n}", "以{n}为背景的{t}", "{n}背景，{t}", "{p}，{t}{v}", "{p}{v}着{t}", "{t}{v}，在{p}")
 ZH_PLAIN = ("{t}，{c}背景", "{t}，{c}的背景", "{c}背景上的{t}", "{c}背景，{t}", "{t}，背景是{c}", "{t}，背景为{c}", "{c}底的{t}",
-            "在{c}背景前的{t}", "{t}{v}，纯{c}背景", "{c}的背景，{t}", "{t}在{c}背景上", "{t}在{c}的背景前{v}", "以{c}为背景的{t}")
+            "在{c}背景前的{t}", "{t}{v}，纯{c}背景", "{c}的背景，{t}", "{t}在{c}背景上", "{t}在{c}的背景前{v}", "以{c}为背景的{t}", "{c}的墙前的{t}",
+            "{t}靠着{c}的墙", "{c}墙壁，{t}", "{t}，墙是{c}的", "{t}后面是{c}")
 ZH_OPENINGS = ("画", "画一下", "一张图片：", "请画", "一幅画，", "图片，", "视频：")
 # Common words that share a character with a name ("印象" with "大象"): one character must not decide.
 FILLERS = {

@@ -96,7 +96,7 @@ def train(total, batch):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=240_000)
+    parser.add_argument("--samples", type=int, default=320_000)
     parser.add_argument("--batch", type=int, default=64)
     args = parser.parse_args()
     train(args.samples, args.batch)
