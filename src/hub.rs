@@ -239,7 +239,7 @@ impl Library {
 
     /// The Hugging Face cache: where a pull puts models.
     pub fn hf_cache(&self) -> PathBuf {
-        self.extras.hf_cache.clone().unwrap_or_else(|| folder::hf_hub(&self.places.hf_home))
+        self.extras.hf_cache.clone().unwrap_or_else(|| self.places.hf_home.join("hub"))
     }
 
     /// The first models folder: where an import puts models.

@@ -99,9 +99,9 @@ impl From<pull::Error> for Failure {
             pull::Error::NoRepo { .. } | pull::Error::NoRevision { .. } => {
                 of(ErrorClass::UnknownModel)
             }
-            pull::Error::NoFile { .. } | pull::Error::NotAModel { .. } => {
-                of(ErrorClass::MissingWeights)
-            }
+            pull::Error::NoFile { .. }
+            | pull::Error::NoWeights { .. }
+            | pull::Error::NotAModel { .. } => of(ErrorClass::MissingWeights),
             pull::Error::OnlyPickles { .. } => of(ErrorClass::UnsupportedWeights),
             pull::Error::NoSpace { .. } => of(ErrorClass::DiskFull),
             pull::Error::Hash { .. } => of(ErrorClass::WeightsHash),

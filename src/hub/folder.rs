@@ -161,15 +161,6 @@ pub(super) fn repo_folder(hub: &Path, repo: &str) -> PathBuf {
     hub.join(format!("models--{}", repo.replace('/', "--")))
 }
 
-/// `HF_HOME/hub`, or the folder itself when it is laid out as a hub.
-pub(super) fn hf_hub(hf_home: &Path) -> PathBuf {
-    let hub = hf_home.join("hub");
-    let is_hub = |path: &PathBuf| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("models--"))
-    };
-    if !hub.is_dir() && sorted(hf_home).iter().any(is_hub) { hf_home.to_owned() } else { hub }
-}
-
 /// The snapshot that was pulled, the one `refs/main` names, or the only one there is.
 pub(super) fn snapshot(repo: &Path) -> Result<Option<PathBuf>, Error> {
     let pulled = Lock::read(&Lock::of_repo(repo))?;
@@ -223,15 +214,20 @@ fn is_model(folder: &Path) -> bool {
     folder.join("model_index.json").is_file()
 }
 
-/// Paths in a folder by name; none when it cannot be read.
+/// Paths in a folder by name but hidden ones; none when it cannot be read.
 pub(super) fn sorted(folder: &Path) -> Vec<PathBuf> {
     let hidden = |path: &PathBuf| {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
     };
+    let mut paths = entries(folder);
+    paths.retain(|path| !hidden(path));
+    paths
+}
+
+/// As [`sorted`], those with a dot before their name among them.
+pub(super) fn entries(folder: &Path) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = fs::read_dir(folder)
-        .map(|entries| {
-            entries.flatten().map(|entry| entry.path()).filter(|path| !hidden(path)).collect()
-        })
+        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
         .unwrap_or_default();
     paths.sort();
     paths

@@ -61,8 +61,14 @@ pub fn files_of(folder: &Path) -> Result<Vec<String>, Error> {
     let variants =
         [None, Some("fp16".to_owned())].map(|variant| Upstream { variant, ..any.clone() });
     let selected: Vec<_> = variants.iter().map(|upstream| wanted::select(&all, upstream)).collect();
-    let plain = selected[0].iter().chain(&selected[1]).cloned();
-    Ok(plain.collect::<std::collections::BTreeSet<_>>().into_iter().collect())
+    let both = selected[0].iter().chain(&selected[1]).cloned();
+    let files: Vec<String> = both.collect::<std::collections::BTreeSet<_>>().into_iter().collect();
+    let bare = wanted::without_weights(&files);
+    if bare.is_empty() {
+        return Ok(files);
+    }
+    let reason = format!("it has no safetensors weights in {}", bare.join(", "));
+    Err(Error::NotAModel { folder: folder.to_owned(), reason })
 }
 
 /// Puts the model into `dir` and writes down what its files are.

@@ -1,12 +1,13 @@
 //! Models that were pulled or imported, by their lock files: are their files as they were, and away with them.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::error::writing;
-use super::folder::{repo_folder, snapshot, sorted};
+use super::folder::{entries, repo_folder, snapshot, sorted};
 use super::lock::{Lock, Locked};
 use super::{Error, Library, digest, known};
 
@@ -62,14 +63,14 @@ impl Library {
     pub fn installed_names(&self) -> Vec<String> {
         let mut names = Vec::new();
         for path in self.places.models_dirs.iter().flat_map(|dir| sorted(dir)) {
-            if path.extension().is_some_and(|ending| ending == "lock") && path.is_file() {
+            if path.extension().is_some_and(|ending| ending == "lock") && Lock::is_ours(&path) {
                 names.push(path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
             }
         }
         for folder in sorted(&self.hf_cache()) {
             let name = folder.file_name().unwrap_or_default().to_string_lossy();
             if let Some(repo) = name.strip_prefix("models--")
-                && Lock::of_repo(&folder).is_file()
+                && Lock::is_ours(&Lock::of_repo(&folder))
             {
                 let repo = repo.replacen("--", "/", 1);
                 names.push(known::named(&repo).map_or(repo, |known| known.name.to_owned()));
@@ -141,22 +142,110 @@ impl Installed {
         self.files().iter().filter_map(fault).collect()
     }
 
-    /// Removes what the pull or the import put there, and nothing else.
+    /// Its files that a removal takes away.
+    pub fn own_files(&self) -> impl Iterator<Item = &Locked> {
+        self.files().iter().filter(|file| !file.kept)
+    }
+
+    /// Removes what the pull or the import put there, and nothing else. Waits for the end of a pull.
     pub fn remove(&self) -> Result<(), Error> {
-        let folder = self.folder();
+        let dir = match &self.place {
+            Place::Repo(repo) => return remove_pulled(repo),
+            Place::Dir(dir) => dir,
+        };
         let linked = self.lock.as_ref().and_then(|lock| lock.linked.clone());
         if let Some(link) = linked {
-            take_away(&folder.join(link))?;
+            take_away(&dir.join(link))?;
         } else {
             for file in self.files() {
-                remove_below(&folder, &file.path)?;
+                remove_below(dir, &file.path)?;
             }
         }
-        match &self.place {
-            Place::Dir(dir) => take_away(&Lock::of_import(dir, &self.name)),
-            Place::Repo(repo) => sweep(repo),
+        take_away(&Lock::of_import(dir, &self.name))
+    }
+}
+
+/// Keeps other pulls and removals of the repository's folder away; `waits` hears that one is at work.
+pub(super) fn hold(repo: &Path, waits: &mut dyn FnMut()) -> Result<File, Error> {
+    let path = repo.join(PULL_MARK);
+    let failed = |source| writing(&path, source);
+    loop {
+        fs::create_dir_all(repo).map_err(failed)?;
+        let file = match File::options().create(true).truncate(false).write(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // removed just now
+            opened => opened.map_err(failed)?,
+        };
+        if file.try_lock().is_err() {
+            waits();
+            file.lock().map_err(failed)?;
+        }
+        // A removal that was waited for took the file away: then it keeps nobody else away.
+        let held = file.metadata().map_err(failed)?;
+        if fs::metadata(&path).is_ok_and(|at| (at.dev(), at.ino()) == (held.dev(), held.ino())) {
+            return Ok(file);
         }
     }
+}
+
+/// Removes a pull's links and blobs, and the repository's folder if nothing else is in it.
+fn remove_pulled(repo: &Path) -> Result<(), Error> {
+    let _held = hold(repo, &mut || ())?;
+    let lock = Lock::of_repo(repo);
+    if let Some(Lock { commit: Some(commit), files, .. }) = Lock::read(&lock)? {
+        drop_links(repo, &commit, files.iter())?;
+    }
+    let (blobs, snapshots, refs) = (repo.join("blobs"), repo.join("snapshots"), repo.join("refs"));
+    // Other programs mark theirs in other ways.
+    let is_part = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "incomplete");
+    for part in entries(&blobs).iter().filter(|path| is_part(path)) {
+        take_away(part)?;
+    }
+    take_away(&lock)?;
+    // It fails for one that is not empty.
+    let _ = fs::remove_dir(&snapshots);
+    if !snapshots.exists() {
+        let gone = fs::remove_dir_all(&refs);
+        gone.or_else(missing_is_fine).map_err(|source| writing(&refs, source))?;
+    }
+    let _ = fs::remove_dir(&blobs);
+    // Last, as a pull may wait for it.
+    take_away(&repo.join(PULL_MARK))?;
+    // What other programs left there keeps the folder.
+    let _ = fs::remove_dir(repo);
+    Ok(())
+}
+
+/// Removes those of the files of the snapshot `commit` that are ours, the blobs that nothing else links to, and the
+/// snapshot and its names if it is empty then.
+pub(super) fn drop_links<'a>(
+    repo: &Path,
+    commit: &str,
+    files: impl Iterator<Item = &'a Locked>,
+) -> Result<(), Error> {
+    let snapshots = repo.join("snapshots");
+    let folder = snapshots.join(commit);
+    let mut freed = HashSet::new();
+    for file in files.filter(|file| !file.kept) {
+        freed.extend(folder.join(&file.path).canonicalize());
+        remove_below(&folder, &file.path)?;
+    }
+    // It fails for one that is not empty.
+    let _ = fs::remove_dir(&folder);
+    for link in links(&snapshots).iter().filter_map(|link| link.canonicalize().ok()) {
+        freed.remove(&link);
+    }
+    if let Ok(blobs) = repo.join("blobs").canonicalize() {
+        for blob in freed.iter().filter(|blob| blob.parent() == Some(&*blobs)) {
+            take_away(blob)?;
+        }
+    }
+    let names = if folder.exists() { Vec::new() } else { links(&repo.join("refs")) };
+    for name in names {
+        if fs::read_to_string(&name).is_ok_and(|found| found.trim() == commit) {
+            take_away(&name)?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes a file, and the folders that it leaves empty.
@@ -182,39 +271,9 @@ fn remove_below(folder: &Path, path: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes from a repository's folder what no snapshot links to, and all of it when no snapshot is left.
-fn sweep(repo: &Path) -> Result<(), Error> {
-    let snapshots = sorted(&repo.join("snapshots"));
-    for empty in &snapshots {
-        // It fails for one that is not empty.
-        let _ = fs::remove_dir(empty);
-    }
-    let linked: HashSet<PathBuf> = snapshots
-        .iter()
-        .flat_map(|snapshot| links(snapshot))
-        .filter_map(|link| link.canonicalize().ok())
-        .collect();
-    for blob in sorted(&repo.join("blobs")) {
-        if blob.canonicalize().is_ok_and(|blob| !linked.contains(&blob)) {
-            take_away(&blob)?;
-        }
-    }
-    take_away(&Lock::of_repo(repo))?;
-    take_away(&repo.join(PULL_MARK))?;
-    if sorted(&repo.join("snapshots")).is_empty() {
-        let gone = fs::remove_dir_all(repo.join("refs"));
-        gone.or_else(missing_is_fine).map_err(|source| writing(&repo.join("refs"), source))?;
-        for folder in [&repo.join("snapshots"), &repo.join("blobs"), repo] {
-            // What other programs left there keeps the folder.
-            let _ = fs::remove_dir(folder);
-        }
-    }
-    Ok(())
-}
-
-/// Files and links below a folder.
+/// Files and links below a folder, hidden ones as well.
 fn links(folder: &Path) -> Vec<PathBuf> {
-    sorted(folder)
+    entries(folder)
         .into_iter()
         .flat_map(|path| if path.is_dir() { links(&path) } else { vec![path] })
         .collect()

@@ -4,14 +4,17 @@
 //! `<name>.lock` in the models folder. It says what `verify` compares with and what `remove` may remove.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::error::writing;
-use super::manifest::is_confined;
+use super::manifest::{is_commit, is_confined};
 use super::{Error, digest, read_small};
+
+/// How every lock file of ours begins; other programs call theirs `.lock` as well.
+const HEAD: &str = "# Written by genvideo";
 
 /// What a lock file says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,6 +45,9 @@ pub struct Locked {
     pub bytes: u64,
     /// SHA-256 of its content.
     pub sha256: String,
+    /// Whether another program had put it there before, so that a removal lets it stay.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kept: bool,
 }
 
 impl Lock {
@@ -55,17 +61,25 @@ impl Lock {
         dir.join(format!("{name}.lock"))
     }
 
-    /// What the lock file at `path` says; `None` when there is none.
+    /// Whether there is a lock file of ours at `path`.
+    pub(super) fn is_ours(path: &Path) -> bool {
+        let mut head = [0; HEAD.len()];
+        let read = |mut file: fs::File| file.read_exact(&mut head);
+        fs::File::open(path).and_then(read).is_ok() && head == *HEAD.as_bytes()
+    }
+
+    /// What the lock file at `path` says; `None` when there is none of ours.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, Error> {
-        if !path.is_file() {
+        if !Self::is_ours(path) {
             return Ok(None);
         }
         let lock: Self = toml::from_str(&read_small(path)?).map_err(|error| Error::Malformed {
             path: path.to_owned(),
             message: error.to_string().trim_end().to_owned(),
         })?;
-        let mut paths = lock.files.iter().map(|file| &file.path).chain(&lock.linked);
-        match paths.find(|path| !is_confined(Path::new(path))) {
+        let paths = lock.files.iter().map(|file| &file.path).chain(&lock.linked);
+        let stray = paths.filter(|path| !is_confined(Path::new(path)));
+        match stray.chain(lock.commit.iter().filter(|commit| !is_commit(commit))).next() {
             Some(path) => Err(Error::PathEscape { path: path.escape_debug().to_string() }),
             None => Ok(Some(lock)),
         }
@@ -74,7 +88,7 @@ impl Lock {
     /// Writes it aside, then in one step.
     pub(super) fn write(&self, path: &Path) -> Result<(), Error> {
         let text = format!(
-            "# Written by genvideo; `genvideo models verify` compares the files with it.\n{}",
+            "{HEAD}; `genvideo models verify` compares the files with it.\n{}",
             toml::to_string(self).expect("texts and numbers are TOML")
         );
         let folder = path.parent().unwrap_or(Path::new("."));
@@ -95,7 +109,7 @@ impl Locked {
         let unreadable = |source| Error::Unreadable { path: file.clone(), source };
         let bytes = fs::metadata(&file).map_err(unreadable)?.len();
         let sha256 = digest::sha256(&file).map_err(unreadable)?;
-        Ok(Self { path: path.to_owned(), bytes, sha256 })
+        Ok(Self { path: path.to_owned(), bytes, sha256, kept: false })
     }
 
     /// What is wrong with the file below `folder`, if anything.

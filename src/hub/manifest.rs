@@ -89,6 +89,11 @@ impl Upstream {
             files: files_of_any(),
         }
     }
+
+    /// Refuses what no hub has and what would lead out of the cache.
+    pub fn check(&self) -> Result<(), Error> {
+        Check(Path::new(&self.repo)).upstream(self)
+    }
 }
 
 fn main_branch() -> String {
@@ -395,8 +400,13 @@ pub(super) fn is_confined(path: &Path) -> bool {
         && path.components().all(|part| matches!(part, Component::Normal(_)))
 }
 
+/// A commit's hash, as git writes it.
+pub(super) fn is_commit(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// `organisation/name`, as repositories on the hub are called.
-pub(super) fn is_repo(name: &str) -> bool {
+pub fn is_repo(name: &str) -> bool {
     name.split('/').count() == 2 && name.is_ascii() && is_name(name)
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A file arrives as `blobs/<etag>.incomplete`, goes on where it stopped, also in another process, and becomes
 //! `blobs/<etag>` once its content is what the hub said. The snapshot, its name and the lock file are written when
-//! every file is there, so that half a model is never found.
+//! every file is there, so that half a model is never found. One pull of a repository is kept: what an earlier one put
+//! there at another commit or of another variant goes when the next one is complete.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
-use super::installed::PULL_MARK;
+use super::installed::{drop_links, hold};
 use super::lock::{Lock, Locked};
 use super::manifest::{Upstream, is_confined};
 pub use super::pull_error::{Error, size};
@@ -108,9 +109,9 @@ pub fn pull(hub: &Hub, upstream: &Upstream, hook: &mut Hook<'_>) -> Result<Pulle
     files.sort_by_key(|file| file != INDEX);
     check_choice(&upstream.repo, &all, &files)?;
     let repo = folder::repo_folder(&hub.cache, &upstream.repo);
+    let _held = hold(&repo, &mut || hook(Step::Waiting))?;
     let blobs = repo.join("blobs");
     fs::create_dir_all(&blobs).map_err(|source| Error::writing(&blobs, source))?;
-    let _held = hold(&repo, hook)?;
     let mut entries = Vec::new();
     for file in &files {
         let entry = patiently(file, hook, || remote.entry(&listing.commit, file))?;
@@ -133,6 +134,16 @@ pub fn pull(hub: &Hub, upstream: &Upstream, hook: &mut Hook<'_>) -> Result<Pulle
         RepoType::Model,
         upstream.revision.clone(),
     ));
+    // What cannot be read is written anew.
+    let old = Lock::read(&Lock::of_repo(&repo)).ok().flatten();
+    let old = old.and_then(|lock| Some((lock.commit?, lock.files)));
+    let snapshot = cache.pointer_path(&listing.commit);
+    for file in &mut locked {
+        let ours = old.iter().filter(|(commit, _)| *commit == listing.commit);
+        let before = ours.flat_map(|(_, files)| files).find(|old| old.path == file.path);
+        file.kept = before
+            .map_or_else(|| snapshot.join(&file.path).symlink_metadata().is_ok(), |old| old.kept);
+    }
     let folder = publish(&cache, &listing.commit, upstream, &entries)?;
     let lock = Lock {
         source: upstream.repo.clone(),
@@ -142,6 +153,10 @@ pub fn pull(hub: &Hub, upstream: &Upstream, hook: &mut Hook<'_>) -> Result<Pulle
         files: locked,
     };
     lock.write(&Lock::of_repo(&repo))?;
+    if let Some((commit, held)) = &old {
+        let stays = |file: &&Locked| *commit == listing.commit && files.contains(&file.path);
+        drop_links(&repo, commit, held.iter().filter(|file| !stays(file)))?;
+    }
     Ok(Pulled { folder, commit: listing.commit, files: files.len(), bytes })
 }
 
@@ -155,22 +170,13 @@ fn check_choice(repo: &str, all: &[String], files: &[String]) -> Result<(), Erro
     if !pickles.is_empty() {
         return Err(Error::OnlyPickles { repo, files: pickles });
     }
+    let bare = wanted::without_weights(files);
+    if !bare.is_empty() {
+        return Err(Error::NoWeights { repo, parts: bare });
+    }
     let whole = files.iter().any(|file| file == INDEX)
         && files.iter().any(|file| file.ends_with(".safetensors"));
     if whole { Ok(()) } else { Err(Error::NotAModel { repo, has: all.to_vec() }) }
-}
-
-/// Waits for another pull of the same repository.
-fn hold(repo: &Path, hook: &mut Hook<'_>) -> Result<File, Error> {
-    let path = repo.join(PULL_MARK);
-    let failed = |source| Error::writing(&path, source);
-    let open = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = open.map_err(failed)?;
-    if file.try_lock().is_err() {
-        hook(Step::Waiting);
-        file.lock().map_err(failed)?;
-    }
-    Ok(file)
 }
 
 /// Bytes of a file that are here, whole or in part.
@@ -296,6 +302,9 @@ impl Fetch<'_> {
             file.set_len(0).map_err(failed)?;
             length = 0;
         }
+        if length == entry.bytes {
+            return Ok(()); // an empty file, of which no range can be asked for
+        }
         let stream = self.remote.open_at(path, entry, length)?;
         if stream.start != length {
             file.set_len(stream.start).map_err(failed)?;
@@ -333,7 +342,7 @@ fn check(path: &str, file: &Path, entry: &Entry) -> Result<Locked, Error> {
     };
     let bytes = fs::metadata(file).map_err(unreadable)?.len();
     if got == entry.etag && bytes == entry.bytes {
-        return Ok(Locked { path: path.to_owned(), bytes, sha256 });
+        return Ok(Locked { path: path.to_owned(), bytes, sha256, kept: false });
     }
     fs::remove_file(file).map_err(|source| Error::writing(file, source))?;
     Err(Error::Hash { file: path.to_owned(), wanted: entry.etag.clone(), got })

@@ -66,6 +66,14 @@ pub enum Error {
         /// The pickles.
         files: Vec<String>,
     },
+    /// Parts of the model without weights.
+    #[error("`{repo}` has no safetensors weights in {}", parts.join(", "))]
+    NoWeights {
+        /// The repository.
+        repo: String,
+        /// The parts.
+        parts: Vec<String>,
+    },
     /// A repository of something else.
     #[error("`{repo}` holds no model in the diffusers layout with safetensors weights")]
     NotAModel {
@@ -151,7 +159,7 @@ impl Error {
             Self::NoRevision { known, .. } if !known.is_empty() => {
                 format!("it has {}", known.join(", "))
             }
-            Self::OnlyPickles { .. } => {
+            Self::OnlyPickles { .. } | Self::NoWeights { .. } => {
                 "look for another revision or repository of it that has safetensors".to_owned()
             }
             Self::NotAModel { has, .. } => {
@@ -164,7 +172,8 @@ impl Error {
                 }
             }
             Self::NoSpace { .. } => {
-                "free some space, or set HF_HOME to a folder on another disk".to_owned()
+                "free some space, or set HF_HOME, or HF_HUB_CACHE where that is set, to a folder on another disk"
+                    .to_owned()
             }
             Self::Hash { .. } => {
                 "the file was removed; pull again, or choose another mirror".to_owned()

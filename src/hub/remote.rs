@@ -12,6 +12,7 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use serde::Deserialize;
 
+use super::manifest::is_commit;
 use super::pull::{Error, Hub};
 
 /// Longest wait for a connection, for an answer, and for the next bytes of it.
@@ -115,7 +116,12 @@ impl Remote {
         let address = format!("{}/api/{}", self.endpoint(), self.named(revision).api_url());
         let answer = ask(&self.at(revision), &address, None, Hops::Follow)?;
         if answer.status == 200 {
-            return answer.json(&self.repo);
+            let listing: Listing = answer.json(&self.repo)?;
+            // It becomes a folder's name.
+            return match is_commit(&listing.commit) {
+                true => Ok(listing),
+                false => Err(self.odd("", "a commit that is no hash")),
+            };
         }
         match self.refusal(&answer, "") {
             Error::NoRevision { repo, .. } => {
@@ -131,13 +137,19 @@ impl Remote {
         let at = self.at(commit);
         let mut address = at.url(file);
         for _ in 0..MAX_HOPS {
-            let answer = ask(&at, &address, Some("bytes=0-0"), Hops::Stay)?;
+            let mut answer = ask(&at, &address, Some("bytes=0-0"), Hops::Stay)?;
+            // An empty file has no first byte.
+            let empty = answer.status == 416 && answer.size() == Some(0);
+            if empty {
+                answer = ask(&at, &address, None, Hops::Stay)?;
+            }
             if answer.status >= 400 {
                 return Err(self.refusal(&answer, file));
             }
             let etag = answer.header("x-linked-etag").or(answer.header("etag"));
             let etag = etag.map(|etag| etag.trim_start_matches("W/").replace('"', ""));
-            if let (Some(etag), Some(bytes)) = (etag, answer.size()) {
+            let size = if empty { Some(0) } else { answer.size() };
+            if let (Some(etag), Some(bytes)) = (etag, size) {
                 return match is_plain(&etag) {
                     true => Ok(Entry { etag, bytes, address }),
                     false => Err(self.odd(file, "an ETag that is no hash")),
@@ -232,16 +244,50 @@ enum Hops {
     Stay,
 }
 
-/// One request. Compressed answers are not asked for: a range counts bytes of the file.
+/// A request, and those that it is sent on to. The token goes to no other scheme, host or port than the first.
 fn ask(at: &ApiRepo, address: &str, range: Option<&str>, hops: Hops) -> Result<Answer, Error> {
+    let home = origin(address);
+    let mut answer = ask_once(at, address, range, true)?;
+    let mut address = address.to_owned();
+    for _ in 0..MAX_HOPS {
+        let to = match answer.header("location") {
+            Some(to) if hops == Hops::Follow && matches!(answer.status, 300..400) => to,
+            _ => break,
+        };
+        address = match to.starts_with('/') && !to.starts_with("//") {
+            true => format!("{}{to}", origin(&address)),
+            false => to.to_owned(),
+        };
+        answer = ask_once(at, &address, range, origin(&address) == home)?;
+    }
+    Ok(answer)
+}
+
+/// Scheme, host and port of an address.
+fn origin(address: &str) -> &str {
+    let host = address.find("://").map_or(0, |scheme| scheme + 3);
+    let end = address[host..].find(['/', '?', '#']);
+    end.map_or(address, |end| &address[..host + end])
+}
+
+/// One request. Compressed answers are not asked for: a range counts bytes of the file.
+fn ask_once(
+    at: &ApiRepo,
+    address: &str,
+    range: Option<&str>,
+    with_token: bool,
+) -> Result<Answer, Error> {
     let mut request = at.info_request().uri(address).header("Accept-Encoding", "identity");
     if let Some(range) = range {
         request = request.header("Range", range);
     }
+    if let Some(headers) = request.headers_mut().filter(|_| !with_token) {
+        headers.remove("authorization");
+    }
     let request = request
         .config()
         .http_status_as_error(false)
-        .max_redirects(if hops == Hops::Follow { 10 } else { 0 })
+        .max_redirects(0)
         .max_redirects_will_error(false)
         .timeout_connect(Some(PATIENCE))
         .timeout_recv_response(Some(PATIENCE))

@@ -1,6 +1,6 @@
 //! Which files of a model's repository or folder a run needs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::manifest::Upstream;
 
@@ -8,22 +8,39 @@ use super::manifest::Upstream;
 const PICKLES: &[&str] = &["bin", "ckpt", "pt", "pth"];
 
 /// The files among `listing` that a run of the model needs: those the patterns name; of the weights of one folder
-/// either the wanted variant, where there is one, or the plain ones.
+/// the wanted variant, else the plain ones, else those of half precision, else any.
 pub(super) fn select(listing: &[String], upstream: &Upstream) -> Vec<String> {
     let named = |file: &&String| upstream.files.iter().any(|pattern| fits(file, pattern));
     let named: Vec<&String> = listing.iter().filter(named).collect();
     let wanted = upstream.variant.as_deref();
-    let folders: BTreeSet<&str> = named
-        .iter()
-        .filter(|file| wanted.is_some() && variant(file) == wanted)
-        .map(|file| folder(file))
-        .collect();
+    let mut variants: BTreeMap<&str, BTreeSet<Option<&str>>> = BTreeMap::new();
+    for file in named.iter().filter(|file| file.ends_with(".safetensors")) {
+        variants.entry(folder(file)).or_default().insert(variant(file));
+    }
+    let best = |has: &BTreeSet<Option<&str>>| {
+        let first = [wanted, None, Some("fp16")].into_iter().find(|variant| has.contains(variant));
+        first.or_else(|| has.first().copied()).flatten().map(str::to_owned)
+    };
+    let chosen: BTreeMap<&str, Option<String>> =
+        variants.iter().map(|(folder, has)| (*folder, best(has))).collect();
     let keep = |file: &&&String| {
         let is_config = !file.contains(".safetensors");
-        let wanted = wanted.filter(|_| folders.contains(folder(file)));
-        is_config || variant(file) == wanted
+        let chosen = chosen.get(folder(file));
+        is_config || chosen.is_some_and(|chosen| chosen.as_deref() == variant(file))
     };
     named.iter().filter(keep).map(|file| (*file).clone()).collect()
+}
+
+/// Parts among the selected files that have a config and no weights.
+pub(super) fn without_weights(selected: &[String]) -> Vec<String> {
+    let is_part = |part: &&str| {
+        matches!(*part, "unet" | "vae" | "image_encoder") || part.starts_with("text_encoder")
+    };
+    let has_weights = |part: &str| {
+        selected.iter().any(|file| folder(file) == part && file.ends_with(".safetensors"))
+    };
+    let parts = selected.iter().filter_map(|file| file.strip_suffix("/config.json"));
+    parts.filter(is_part).filter(|part| !has_weights(part)).map(str::to_owned).collect()
 }
 
 /// Pickles in folders of which nothing else can be had.
@@ -138,6 +155,36 @@ mod tests {
                 common.into_iter().chain([weights, "vae/config.json"]).collect();
             assert_eq!(selected, wanted);
             assert_eq!(only_pickles(&listing, &selected), ["vae/diffusion_pytorch_model.bin"]);
+            assert_eq!(without_weights(&selected), ["vae"]);
+        }
+    }
+
+    #[test]
+    fn a_folder_without_the_wanted_variant_gives_another() {
+        let listing = [
+            "text_encoder/config.json",
+            "text_encoder/model.fp16.safetensors",
+            "unet/config.json",
+            "unet/model.non_ema.safetensors",
+            "vae/config.json",
+            "vae/model.fp16.safetensors",
+            "vae/model.safetensors",
+        ]
+        .map(str::to_owned);
+        for (variant, vae) in [
+            (None, "vae/model.safetensors"),
+            (Some("fp16"), "vae/model.fp16.safetensors"),
+            (Some("bf16"), "vae/model.safetensors"),
+        ] {
+            let upstream =
+                Upstream { variant: variant.map(str::to_owned), ..Upstream::unknown("org/repo") };
+            let selected = select(&listing, &upstream);
+            let weights: Vec<&String> =
+                selected.iter().filter(|file| file.ends_with(".safetensors")).collect();
+            let wanted =
+                ["text_encoder/model.fp16.safetensors", "unet/model.non_ema.safetensors", vae];
+            assert_eq!(weights, wanted, "{variant:?}");
+            assert!(without_weights(&selected).is_empty());
         }
     }
 }

@@ -8,6 +8,7 @@ use super::super::output::{self, Output};
 use super::super::session;
 use super::flag;
 use crate::config::Config;
+use crate::hub::manifest::is_repo;
 use crate::hub::pull::{Hub, Step, pull as fetch, size};
 use crate::hub::{Upstream, known};
 
@@ -20,7 +21,8 @@ pub(crate) struct Args {
     /// Branch, tag or commit
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
-    /// Weights of another kind where the repository has them, such as `fp16`; `none` takes the plain ones
+    /// Weights of this kind where the repository has them, else the plain ones; without it mostly `fp16`; `none` takes
+    /// the plain ones
     #[arg(long, value_name = "VARIANT")]
     variant: Option<String>,
 }
@@ -50,6 +52,7 @@ pub(super) fn pull(args: &Args, config: &Config, output: &mut Output) -> Result<
         Some(variant) => upstream.variant = Some(variant.to_owned()),
         None => {}
     }
+    upstream.check().map_err(|error| Failure::usage(error.to_string()))?;
     if let Some(known) = &known
         && !output.is_json()
     {
@@ -76,8 +79,8 @@ pub(super) fn pull(args: &Args, config: &Config, output: &mut Output) -> Result<
 }
 
 fn of_repository(name: &str) -> Result<Upstream, Failure> {
-    if name.split('/').count() == 2 {
-        return Ok(Upstream::unknown(name));
+    if is_repo(name) {
+        return Ok(Upstream { variant: Some("fp16".to_owned()), ..Upstream::unknown(name) });
     }
     let names: Vec<String> = known::all().iter().map(|known| format!("`{}`", known.name)).collect();
     Err(Failure::usage(format!("`{name}` is no model that can be fetched by name")).hint(format!(

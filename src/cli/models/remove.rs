@@ -49,7 +49,7 @@ pub(super) fn remove(args: &Args, config: &Config, output: &mut Output) -> Resul
         };
         return Err(refused);
     };
-    let (files, bytes) = (found.files().len(), found.bytes());
+    let (files, bytes) = extent(&found);
     if !args.yes {
         confirm(&found)?;
     }
@@ -60,10 +60,16 @@ pub(super) fn remove(args: &Args, config: &Config, output: &mut Output) -> Resul
     Ok(())
 }
 
+/// How many files go, and their bytes.
+fn extent(found: &Installed) -> (usize, u64) {
+    (found.own_files().count(), found.own_files().map(|file| file.bytes).sum())
+}
+
 /// Asks on a terminal; elsewhere somebody has to have said so.
 fn confirm(found: &Installed) -> Result<(), Failure> {
     let (name, folder) = (&found.name, found.folder());
-    let what = format!("{} files, {}", found.files().len(), size(found.bytes()));
+    let (files, bytes) = extent(found);
+    let what = format!("{files} files, {}", size(bytes));
     if !io::stdin().is_terminal() {
         return Err(Failure::usage(format!("removing `{name}` ({what}) asks first"))
             .hint("`--yes` says that it is meant"));

@@ -74,7 +74,8 @@ pub(super) fn show(args: &Args, config: &Config, output: &mut Output) -> Result<
 
 /// The failure for a name that no model has; it tells which names there are.
 pub(super) fn missing(library: &crate::hub::Library, name: &str) -> Failure {
-    match library.find(name, Task::TextToImage) {
+    let task = known::named(name).map_or(Task::TextToImage, |known| known.task);
+    match library.find(name, task) {
         Err(error) => error.into(),
         Ok(_) => Failure::usage(format!("`{name}` came while it was looked for")),
     }
@@ -97,7 +98,7 @@ fn manifest(manifest: &Manifest, output: &mut Output) {
         row("negative", negative, output);
     }
     if let Some(memory) = manifest.memory_mb {
-        row("memory", &format!("about {memory} MB"), output);
+        row("memory", &format!("about {memory} MB in half precision"), output);
     }
 }
 

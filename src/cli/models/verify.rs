@@ -43,7 +43,12 @@ pub(super) fn verify(args: &Args, config: &Config, output: &mut Output) -> Resul
     }
     let (mut bad, mut models) = (0, Vec::new());
     for name in &names {
-        let (files, faults) = check(&library, name)?;
+        let (files, faults) = match check(&library, name) {
+            Ok(checked) => checked,
+            Err(failure) if args.name.is_some() => return Err(failure),
+            // One that cannot be read keeps the others from nothing.
+            Err(failure) => (0, vec![Fault { path: name.into(), what: failure.message }]),
+        };
         if !faults.is_empty() {
             bad += faults.len();
             models.push(format!("`{name}`"));
