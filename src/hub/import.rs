@@ -67,7 +67,7 @@ pub fn files_of(folder: &Path) -> Result<Vec<String>, Error> {
     if bare.is_empty() {
         return Ok(files);
     }
-    let reason = format!("it has no safetensors weights in {}", bare.join(", "));
+    let reason = format!("it has no safetensors weights that can be used in {}", bare.join(", "));
     Err(Error::NotAModel { folder: folder.to_owned(), reason })
 }
 

@@ -108,7 +108,7 @@ impl Library {
     }
 }
 
-/// The file that says that a pull of ours was at work in a repository's folder.
+/// The file that says that a pull of ours was at work in a repository's folder; it names the blobs that pulls began.
 pub(super) const PULL_MARK: &str = "genvideo.pull";
 
 impl Installed {
@@ -171,7 +171,7 @@ pub(super) fn hold(repo: &Path, waits: &mut dyn FnMut()) -> Result<File, Error> 
     let failed = |source| writing(&path, source);
     loop {
         fs::create_dir_all(repo).map_err(failed)?;
-        let file = match File::options().create(true).truncate(false).write(true).open(&path) {
+        let file = match File::options().create(true).append(true).open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // removed just now
             opened => opened.map_err(failed)?,
         };
@@ -190,16 +190,14 @@ pub(super) fn hold(repo: &Path, waits: &mut dyn FnMut()) -> Result<File, Error> 
 /// Removes a pull's links and blobs, and the repository's folder if nothing else is in it.
 fn remove_pulled(repo: &Path) -> Result<(), Error> {
     let _held = hold(repo, &mut || ())?;
-    let lock = Lock::of_repo(repo);
+    let (lock, mark) = (Lock::of_repo(repo), repo.join(PULL_MARK));
     if let Some(Lock { commit: Some(commit), files, .. }) = Lock::read(&lock)? {
         drop_links(repo, &commit, files.iter())?;
     }
     let (blobs, snapshots, refs) = (repo.join("blobs"), repo.join("snapshots"), repo.join("refs"));
-    // Other programs mark theirs in other ways.
-    let is_part = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "incomplete");
-    for part in entries(&blobs).iter().filter(|path| is_part(path)) {
-        take_away(part)?;
-    }
+    let begun = fs::read_to_string(&mark).unwrap_or_default();
+    let begun = begun.lines().flat_map(|name| [name.to_owned(), format!("{name}.incomplete")]);
+    free(repo, begun.map(|name| blobs.join(name)))?;
     take_away(&lock)?;
     // It fails for one that is not empty.
     let _ = fs::remove_dir(&snapshots);
@@ -209,9 +207,23 @@ fn remove_pulled(repo: &Path) -> Result<(), Error> {
     }
     let _ = fs::remove_dir(&blobs);
     // Last, as a pull may wait for it.
-    take_away(&repo.join(PULL_MARK))?;
+    take_away(&mark)?;
     // What other programs left there keeps the folder.
     let _ = fs::remove_dir(repo);
+    Ok(())
+}
+
+/// Removes those of these blobs that no snapshot links to.
+fn free(repo: &Path, blobs: impl Iterator<Item = PathBuf>) -> Result<(), Error> {
+    let Ok(folder) = repo.join("blobs").canonicalize() else { return Ok(()) };
+    let links = links(&repo.join("snapshots"));
+    let linked: HashSet<PathBuf> =
+        links.iter().filter_map(|link| link.canonicalize().ok()).collect();
+    for blob in blobs.filter_map(|blob| blob.canonicalize().ok()) {
+        if blob.parent() == Some(&*folder) && !linked.contains(&blob) {
+            take_away(&blob)?;
+        }
+    }
     Ok(())
 }
 
@@ -222,8 +234,7 @@ pub(super) fn drop_links<'a>(
     commit: &str,
     files: impl Iterator<Item = &'a Locked>,
 ) -> Result<(), Error> {
-    let snapshots = repo.join("snapshots");
-    let folder = snapshots.join(commit);
+    let folder = repo.join("snapshots").join(commit);
     let mut freed = HashSet::new();
     for file in files.filter(|file| !file.kept) {
         freed.extend(folder.join(&file.path).canonicalize());
@@ -231,14 +242,7 @@ pub(super) fn drop_links<'a>(
     }
     // It fails for one that is not empty.
     let _ = fs::remove_dir(&folder);
-    for link in links(&snapshots).iter().filter_map(|link| link.canonicalize().ok()) {
-        freed.remove(&link);
-    }
-    if let Ok(blobs) = repo.join("blobs").canonicalize() {
-        for blob in freed.iter().filter(|blob| blob.parent() == Some(&*blobs)) {
-            take_away(blob)?;
-        }
-    }
+    free(repo, freed.into_iter())?;
     let names = if folder.exists() { Vec::new() } else { links(&repo.join("refs")) };
     for name in names {
         if fs::read_to_string(&name).is_ok_and(|found| found.trim() == commit) {

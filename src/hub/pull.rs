@@ -109,7 +109,7 @@ pub fn pull(hub: &Hub, upstream: &Upstream, hook: &mut Hook<'_>) -> Result<Pulle
     files.sort_by_key(|file| file != INDEX);
     check_choice(&upstream.repo, &all, &files)?;
     let repo = folder::repo_folder(&hub.cache, &upstream.repo);
-    let _held = hold(&repo, &mut || hook(Step::Waiting))?;
+    let mark = hold(&repo, &mut || hook(Step::Waiting))?;
     let blobs = repo.join("blobs");
     fs::create_dir_all(&blobs).map_err(|source| Error::writing(&blobs, source))?;
     let mut entries = Vec::new();
@@ -121,7 +121,7 @@ pub fn pull(hub: &Hub, upstream: &Upstream, hook: &mut Hook<'_>) -> Result<Pulle
     let here = entries.iter().map(|(_, entry)| here(&blobs, entry)).sum();
     hook(Step::Planned { files: files.len(), bytes, here });
     preflight(&blobs, bytes - here)?;
-    let fetch = Fetch { remote: &remote, blobs: &blobs };
+    let fetch = Fetch { remote: &remote, blobs: &blobs, mark: &mark };
     let mut locked = Vec::new();
     for (path, entry) in &entries {
         locked.push(fetch.file(path, entry, hook)?);
@@ -243,6 +243,8 @@ fn pause(tries: u32, path: &str, error: &Error, hook: &mut Hook<'_>) {
 struct Fetch<'a> {
     remote: &'a Remote,
     blobs: &'a Path,
+    /// Where the names of the blobs go that are begun.
+    mark: &'a File,
 }
 
 impl Fetch<'_> {
@@ -257,6 +259,8 @@ impl Fetch<'_> {
             }
         }
         let part = incomplete(self.blobs, entry);
+        let mut mark = self.mark;
+        writeln!(mark, "{}", entry.etag).map_err(|source| Error::writing(self.blobs, source))?;
         self.fetch(path, entry, &part, hook)?;
         let locked = check(path, &part, entry)?;
         fs::rename(&part, &blob).map_err(|source| Error::writing(&blob, source))?;

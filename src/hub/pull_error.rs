@@ -67,7 +67,7 @@ pub enum Error {
         files: Vec<String>,
     },
     /// Parts of the model without weights.
-    #[error("`{repo}` has no safetensors weights in {}", parts.join(", "))]
+    #[error("`{repo}` has no safetensors weights that can be used in {}", parts.join(", "))]
     NoWeights {
         /// The repository.
         repo: String,

@@ -28,6 +28,7 @@ fn without_a_network_everything_but_a_pull_works() {
         (&["models", "list"], 0, "sdxl-base"),
         (&["models", "show", "svd-xt"], 0, "genvideo models pull svd-xt"),
         (&["models", "verify"], 0, "no model was pulled"),
+        (&["models", "verify", "svd-xt"], 4, "genvideo models pull svd-xt"),
         (&["models", "import", checkpoint, "--name", "mine"], 0, "mine.safetensors"),
         (&["models", "verify", "mine"], 0, "ok "),
         (&["models", "remove", "mine", "--yes"], 0, "removed mine"),

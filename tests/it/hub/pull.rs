@@ -166,6 +166,89 @@ fn a_pull_that_was_killed_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn a_pull_that_was_killed_is_removed_whole() {
+    let desk = Desk::new();
+    let stalled = desk.hub.stall_after(120_000);
+    let mut command = desk.command(&["models", "pull", REPO]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    stalled.recv_timeout(PATIENCE).expect("a file stalls");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(desk.repo().join("blobs").is_dir());
+    desk.ok(&["models", "remove", REPO, "--yes"]);
+    assert!(!desk.repo().exists());
+}
+
+#[test]
+fn another_variant_takes_the_place_of_the_first() {
+    let desk = Desk::new();
+    let half = "unet/diffusion_pytorch_model.fp16.safetensors";
+    desk.hub.files(|files| {
+        files.insert(half.to_owned(), b"of half precision".to_vec());
+        files.insert("tokenizer/empty.txt".to_owned(), Vec::new());
+    });
+    let blobs = || fs::read_dir(desk.repo().join("blobs")).unwrap().count();
+    let is_there = |file| desk.snapshot().join(file).exists();
+    desk.ok(&["models", "pull", REPO]);
+    assert_eq!((is_there(half), is_there(UNET), blobs()), (true, false, 13));
+    assert_eq!(fs::read(desk.snapshot().join("tokenizer/empty.txt")).unwrap(), b"");
+    desk.ok(&["models", "pull", REPO, "--variant", "none"]);
+    assert_eq!((is_there(half), is_there(UNET), blobs()), (false, true, 13));
+    desk.ok(&["models", "verify", REPO]);
+    // The same files at another commit.
+    let next = "89abcdef0123456789abcdef0123456789abcdef";
+    let manners = Manners { sha: Some(next), ..Manners::default() };
+    desk.hub.behave(manners);
+    desk.hub.sent();
+    desk.ok(&["models", "pull", REPO, "--variant", "none"]);
+    assert_eq!(desk.hub.sent(), 0, "nothing of it is new");
+    assert!(!desk.snapshot().exists());
+    assert_eq!(fs::read_to_string(desk.repo().join("refs/main")).unwrap(), next);
+    desk.ok(&["models", "verify", REPO]);
+    desk.ok(&["models", "remove", REPO, "--yes"]);
+    assert!(!desk.repo().exists());
+}
+
+#[test]
+fn what_other_programs_put_there_stays() {
+    let desk = Desk::new();
+    let (blobs, snapshot) = (desk.repo().join("blobs"), desk.snapshot());
+    fs::create_dir_all(&blobs).unwrap();
+    fs::create_dir_all(&snapshot).unwrap();
+    let index = fs::read(golden("models/sd1/model_index.json")).unwrap();
+    let theirs: &[(&str, &str, &[u8])] = &[
+        ("model_index.json", "6d804a9787a8be87e9db4674a755347a16036365", &index),
+        (".gitattributes", "aa", b"attributes"),
+    ];
+    for (name, blob, content) in theirs {
+        fs::write(blobs.join(blob), content).unwrap();
+        let target = format!("../../blobs/{blob}");
+        std::os::unix::fs::symlink(target, snapshot.join(name)).unwrap();
+    }
+    fs::write(blobs.join("bb.incomplete"), "they are at work").unwrap();
+    desk.ok(&["models", "pull", REPO]);
+    assert!(desk.unet("").exists());
+
+    let models = desk.machine.path("data/models");
+    fs::create_dir_all(&models).unwrap();
+    fs::write(models.join("uv.lock"), "version = 1\n").unwrap();
+    fs::write(models.join("empty.lock"), "").unwrap();
+    assert!(desk.ok(&["models", "verify"]).stdout.contains("ok    studio/tiny, 12 files"));
+    fs::write(models.join("broken.lock"), "# Written by genvideo; once\n[").unwrap();
+    let verified = desk.run(&["models", "verify"]);
+    assert_eq!(verified.code, Some(1), "{}", verified.stderr);
+    assert!(verified.stdout.contains("BAD   broken"), "{}", verified.stdout);
+    assert!(verified.stdout.contains("ok    studio/tiny"), "{}", verified.stdout);
+
+    let removed = desk.ok(&["models", "remove", REPO, "--yes"]).stdout;
+    assert!(removed.contains("11 files"), "{removed}");
+    for (name, _, content) in theirs {
+        assert_eq!(fs::read(snapshot.join(name)).unwrap(), *content, "{name}");
+    }
+    assert!(blobs.join("bb.incomplete").exists() && !desk.unet("").exists());
+}
+
+#[test]
 fn connections_that_break_are_made_again() {
     let desk = Desk::new();
     desk.hub.behave(Manners { cut: Some(150_000), busy: 2, ..Manners::default() });
@@ -233,6 +316,7 @@ fn refusals_say_what_to_do() {
     let none = Manners::default();
     let refused = |status| Manners { refuse: Some((status, "")), ..Manners::default() };
     let gone = Manners { refuse: Some((404, "EntryNotFound")), ..Manners::default() };
+    let astray = Manners { sha: Some("../../.."), ..Manners::default() };
     let page = format!("{}/{REPO}", desk.hub.address);
     type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], Manners, i32, &'a str, &'a str);
     let cases: &[Case<'_>] = &[
@@ -247,6 +331,10 @@ fn refusals_say_what_to_do() {
         (&[REPO], &[], gone, 4, "MISSING_WEIGHTS", "no file `model_index.json`"),
         (&["sd16"], &[], none.clone(), 2, "USAGE", "`sd15`"),
         (&["a/b/c"], &[], none.clone(), 2, "USAGE", "organisation/name"),
+        (&["../x"], &[], none.clone(), 2, "USAGE", "organisation/name"),
+        (&[REPO, "--revision", "../x"], &[], none.clone(), 2, "USAGE", "a branch, a tag"),
+        (&[REPO, "--revision", "/x"], &[], none.clone(), 2, "USAGE", "a branch, a tag"),
+        (&[REPO], &[], astray, 4, "HUB_UNREACHABLE", "a commit that is no hash"),
         (&[REPO], &[("HF_HUB_OFFLINE", "1")], none.clone(), 3, "OFFLINE", "HF_HUB_OFFLINE"),
         (&[REPO], &[("TRANSFORMERS_OFFLINE", "1")], none.clone(), 3, "OFFLINE", "unset it"),
         (&[REPO], &[("HF_HUB_OFFLINE", "maybe")], none.clone(), 3, "CONFIG", "`1` or `0`"),
@@ -288,6 +376,7 @@ fn repositories_without_a_usable_model_are_refused_before_their_weights_come() {
             "FluxPipeline",
         ),
         ("../../escape.safetensors", Some(b""), "HUB_UNREACHABLE", "escape"),
+        ("image_encoder/config.json", Some(b"{}"), "MISSING_WEIGHTS", "image_encoder"),
     ];
     for (name, content, code, wanted) in cases {
         let desk = Desk::new();
@@ -401,7 +490,13 @@ fn what_is_no_model_is_not_imported() {
     let part = golden("models/sd1/vae/diffusion_pytorch_model.safetensors");
     let checkpoint = golden("single_file/sd1.safetensors");
     let checkpoint = checkpoint.to_str().unwrap();
+    let bare = desk.machine.path("work/bare");
+    for file in ["model_index.json", "unet/config.json", "vae/config.json"] {
+        fs::create_dir_all(bare.join(file).parent().unwrap()).unwrap();
+        fs::copy(golden("models/sd1").join(file), bare.join(file)).unwrap();
+    }
     let cases: &[(&[&str], i32, &str)] = &[
+        (&[bare.to_str().unwrap()], 4, "MISSING_WEIGHTS"),
         (&[pickle.to_str().unwrap()], 4, "UNSUPPORTED_WEIGHTS"),
         (&[renamed.to_str().unwrap()], 4, "UNSUPPORTED_WEIGHTS"),
         (&[part.to_str().unwrap()], 4, "UNSUPPORTED_WEIGHTS"),

@@ -50,6 +50,8 @@ pub(crate) struct Manners {
     pub(crate) stall: Option<usize>,
     /// Sends another byte than it should in the middle of this file.
     pub(crate) wrong: Option<&'static str>,
+    /// Says that every branch is at this commit.
+    pub(crate) sha: Option<&'static str>,
     /// Knows no ranges.
     pub(crate) no_ranges: bool,
 }
@@ -178,7 +180,10 @@ fn is_large(name: &str) -> bool {
 }
 
 fn etag(name: &str, content: &[u8]) -> String {
-    let known = GIT_BLOBS.iter().find(|(file, _)| *file == name);
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/goldens/models/sd1");
+    let is_golden = || std::fs::read(goldens.join(name)).is_ok_and(|golden| golden == content);
+    // A file that was changed has no git id here.
+    let known = GIT_BLOBS.iter().find(|(file, _)| *file == name).filter(|_| is_golden());
     known.map_or_else(|| sha256(content), |(_, hash)| (*hash).to_owned())
 }
 
@@ -235,7 +240,7 @@ fn on_api(inner: &Inner, rest: &str) -> Reply {
         "revision/main" | "revision/v1" => {
             let siblings: Vec<_> =
                 inner.files.keys().map(|name| json!({"rfilename": name})).collect();
-            json!({"id": REPO, "sha": COMMIT, "siblings": siblings})
+            json!({"id": REPO, "sha": inner.manners.sha.unwrap_or(COMMIT), "siblings": siblings})
         }
         _ => return refuse(404, "RevisionNotFound"),
     };
@@ -264,6 +269,10 @@ fn on_file(inner: &Inner, request: &Request, name: &str, hopped: bool) -> Reply 
     let content = if wrong { b"wrong".repeat(200) } else { content.clone() };
     let body = |part: &[u8]| Body::from(part.to_vec());
     match range(request, content.len(), inner.manners.no_ranges) {
+        Some((first, _)) if first >= content.len() => builder
+            .status(416)
+            .header("Content-Range", format!("bytes */{}", content.len()))
+            .body(Body::empty()),
         Some((first, last)) => builder
             .status(206)
             .header("Content-Range", format!("bytes {first}-{}/{}", last - 1, content.len()))
