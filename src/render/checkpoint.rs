@@ -105,15 +105,20 @@ impl<'a> Attempt<'a> {
         if let Some(error) = keeper.failed.take() {
             return Err(error);
         }
-        if !keeper.is_saved {
+        if keeper.is_saved {
+            return Err(Error::Stopped);
+        }
+        match keeper.save(at) {
+            Ok(()) => {
+                // Already stopped: this only says where to go on.
+                last_report.checkpoint.clone_from(&keeper.last);
+                let _ = hook(last_report);
+            }
             // The stop itself went well; the next attempt has a little more to do.
-            if let Err(error) = keeper.save(at) {
+            Err(error) => {
                 tracing::warn!(%error, "a stopped stage could not keep where it was");
             }
         }
-        // Already stopped: this only says where to go on.
-        last_report.checkpoint.clone_from(&keeper.last);
-        let _ = hook(last_report);
         Err(Error::Stopped)
     }
 

@@ -221,7 +221,8 @@ async fn on_hub(State(shared): State<Shared>, request: Request) -> Reply {
     if let Some(rest) = path.strip_prefix(&api) {
         return on_api(&inner, rest);
     }
-    let resolve = format!("/{REPO}/resolve/{COMMIT}/");
+    let commit = inner.manners.sha.unwrap_or(COMMIT);
+    let resolve = format!("/{REPO}/resolve/{commit}/");
     let cached = format!("/api/resolve-cache/models/{REPO}/{COMMIT}/");
     let (name, hopped) = match (path.strip_prefix(&resolve), path.strip_prefix(&cached)) {
         (Some(name), _) => (name.to_owned(), false),
