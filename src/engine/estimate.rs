@@ -3,13 +3,13 @@
 //! Each stage of a run (text, denoiser, autoencoder) holds its weights in the number type it computes in, and beside
 //! them at most
 //!
-//! - text: a fixed [`SMALL`];
+//! - text: a fixed `SMALL`;
 //! - denoiser: `DENOISER` tensors of the outermost level, rows x cells x channels (rows are the halves of guidance, or
 //!   the frames of a clip);
 //! - autoencoder: `DECODER` tensors of the two outermost levels at full size, pixels x channels.
 //!
 //! The factors are bounds of what was measured; benches/RESULTS.md has the figures. Off the CPU, convolutions and
-//! attention unfold their input, which is bounded by [`UNFOLDED`].
+//! attention unfold their input, which is bounded by `UNFOLDED`.
 
 use std::path::Path;
 

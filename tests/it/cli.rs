@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::server::program;
@@ -320,6 +320,15 @@ fn render_makes_the_same_files_twice_and_overwrites_none() {
                 "{one:?} and {other:?}"
             );
         }
+    }
+    for path in &first[..2] {
+        let told = machine.objects(&["inspect", path.to_str().unwrap()]).remove(0);
+        let is_film = path.extension().is_some_and(|end| end == "mp4");
+        let wanted = if is_film { json!(["mp4", 96, 64, 3]) } else { json!(["png", 96, 64, null]) };
+        assert_eq!(json!([told["file"], told["width"], told["height"], told["frames"]]), wanted);
+        assert_eq!(told["generation"]["tool"], "genvideo", "{told}");
+        let prompt = told["generation"]["prompt"].as_str().unwrap();
+        assert!(prompt.contains("A Red, red apple!"), "{told}");
     }
     let receipt: Value = serde_json::from_slice(&std::fs::read(&first[2]).unwrap()).unwrap();
     assert_eq!(receipt["request"]["seed"], 7);
