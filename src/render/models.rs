@@ -212,7 +212,7 @@ impl Permit<'_> {
         let weights_read = u32::from(kept.is_none() || in_turn);
         if weights_read > 0 {
             let reads = self.desk.reads.fetch_add(1, Ordering::Relaxed) + 1;
-            tracing::info!(model = %wanted.path.display(), reads, in_turn, "reading weights");
+            tracing::debug!(model = %wanted.path.display(), reads, in_turn, "reading weights");
         }
         let entry = match kept {
             Some(entry) => entry,

@@ -96,7 +96,7 @@ pub(super) fn unet_config(
     });
     if family == Family::StableDiffusionXl {
         let added = names.side(&format!("{UNET}label_emb.0.0.weight"), 1)?;
-        let pooled = names.side(&format!("{XL_OPEN_CLIP}ln_final.weight"), 0)?;
+        let pooled = names.side(&format!("{XL_OPEN_CLIP}text_projection"), 1)?;
         config["addition_embed_type"] = json!("text_time");
         // Six numbers are told: original size, corner of the crop, size aimed at.
         config["addition_time_embed_dim"] = json!(added.saturating_sub(pooled) / 6);
