@@ -19,6 +19,7 @@ mod frames;
 mod gen_image;
 mod gen_video;
 mod hash;
+mod infer;
 mod models;
 mod settled;
 

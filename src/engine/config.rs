@@ -163,6 +163,19 @@ impl Json {
         list.iter().map(|value| self.size_of(key, value, &range)).collect()
     }
 
+    /// Which of `count` levels carry attention: those of type `cross` in the list, the others being `plain`.
+    pub fn crossed(&self, key: &str, plain: &str, cross: &str, count: usize) -> Result<Vec<bool>> {
+        let types = self.texts(key)?;
+        if types.len() != count {
+            let wanted = format!("{count} entries, one for each of `block_out_channels`");
+            return Err(self.senseless(key, wanted));
+        }
+        if types.iter().any(|name| *name != plain && *name != cross) {
+            return Err(self.unsupported(key, &format!("`{plain}` or `{cross}`")));
+        }
+        Ok(types.iter().map(|name| *name == cross).collect())
+    }
+
     /// One number for all of `count` levels, or a list with one for each.
     pub fn size_per_level(
         &self,

@@ -27,7 +27,8 @@ pub(super) fn git_blob(path: &Path) -> io::Result<String> {
     Ok(hex(&sha1(blob)))
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes in lower-case hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

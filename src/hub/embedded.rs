@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::writing;
 use super::folder::{self, Configs};
-use super::{Error, Model, Source, Task, manifest};
+use super::{Error, Model, Source, Task, digest, manifest};
 
 #[derive(RustEmbed)]
 #[folder = "models/genvideo-tiny-t2i"]
@@ -136,8 +136,7 @@ impl BuiltIn {
                 (self.get)(&name).map(|file| file.metadata.sha256_hash()).unwrap_or_default(),
             );
         }
-        let hash: String =
-            hasher.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        let hash = digest::hex(&hasher.finalize()[..6]);
         cache_dir.join("models").join(format!("{}-{hash}", self.name))
     }
 

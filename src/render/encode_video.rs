@@ -107,21 +107,17 @@ fn stream(
     let total = u64::from(plan.delivered);
     let mut poster = None;
     let mut done = 0;
-    let mut stopped = false;
     let mut sink = |frame: RgbImage| -> Result<ControlFlow<()>, media::Error> {
         let frame = still::cover(&frame, width, height);
         writer.push(&frame)?;
         poster.get_or_insert(frame);
         done += 1;
-        let answer = hook(Report::new("encode", done, total));
-        stopped |= answer.is_break();
-        Ok(answer)
+        match hook(Report::new("encode", done, total)) {
+            ControlFlow::Break(()) => Err(media::Error::Stopped),
+            go_on => Ok(go_on),
+        }
     };
-    let counts = interpolate(native, plan.delivered, &mut sink);
-    if stopped {
-        return Err(Error::Stopped);
-    }
-    let counts = counts?;
+    let counts = interpolate(native, plan.delivered, &mut sink)?;
     let poster =
         poster.ok_or_else(|| Error::Frames("the interpolation gave no frame".to_owned()))?;
     Ok((counts, poster))

@@ -3,17 +3,19 @@
 //!
 //! Leaves two objects: the native picture for the video model and the delivered one, exactly at the asked size.
 
-use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::time::Instant;
 
 use image::RgbImage;
 
-use super::checkpoint::Attempt;
-use super::models::{self, Wanted};
+use super::infer::{Request, infer};
+use super::models::{Permit, Ready, Wanted};
 use super::plan::ImagePlan;
-use super::{Error, Hook, ImageMade, Inner, Order, Work, label, report, seconds};
+use super::{Error, Hook, ImageMade, Inner, Order, Settings, Work, label, report, seconds};
 use crate::engine::config::scheduler::Prediction;
-use crate::engine::{ImageOutput, ImageRequest, LoadOptions, LoraFile};
+use crate::engine::{
+    self, Checkpoint, ImageModel, ImageOutput, ImageRequest, Keep, LoadOptions, LoraFile,
+};
 use crate::hub::Task;
 use crate::job::{self, style};
 use crate::media::still;
@@ -105,7 +107,7 @@ fn generate(
         (picture, notes) = given(inner, id, plan.size)?;
         request.init = Some((picture, strength));
     }
-    let (output, mut work) = infer(inner, order, plan, request.clone(), hook)?;
+    let (output, mut work) = draw(inner, order, plan, request.clone(), hook)?;
     let started = Instant::now();
     let native = still::png(output.image(), &[]);
     let image = inner.settings.store.put_work(&order.job_key, &native)?;
@@ -151,58 +153,61 @@ fn deliver(
     blobs.collect()
 }
 
-/// Runs the model under the permit, from where an earlier attempt was; when memory runs out all the same, once more
-/// with as little of it as possible.
-fn infer(
+impl Request for ImageRequest {
+    type Model = ImageModel;
+    type Output = ImageOutput;
+    const NAME: &'static str = "image";
+
+    fn stage(&self) -> String {
+        "image".to_owned()
+    }
+
+    fn decoding(&self) -> impl Debug {
+        self.tiling
+    }
+
+    fn ready<'p>(
+        &mut self,
+        permit: &'p mut Permit<'_>,
+        settings: &Settings,
+        wanted: &Wanted,
+        memory: &str,
+        hook: &mut Hook<'_>,
+    ) -> Result<(&'p ImageModel, Ready), Error> {
+        permit.image(settings, wanted, (self, memory), hook)
+    }
+
+    fn run(
+        &self,
+        model: &ImageModel,
+        at: &mut Checkpoint,
+        keep: &mut Keep<'_>,
+        hook: &mut engine::Hook<'_>,
+    ) -> engine::Result<ImageOutput> {
+        model.resume(self, at, keep, hook)
+    }
+}
+
+/// Draws with the model of the plan.
+fn draw(
     inner: &Inner,
     order: &Order,
     plan: &ImagePlan,
-    mut request: ImageRequest,
+    request: ImageRequest,
     hook: &mut Hook<'_>,
 ) -> Result<(ImageOutput, Work), Error> {
-    let settings = &inner.settings;
-    let folder = settings.library.find(&plan.lookup, Task::TextToImage)?.folder;
-    let model_hash = inner.hashes.model(&folder, hook)?;
+    let path = inner.settings.library.find(&plan.lookup, Task::TextToImage)?.folder;
+    let weights = inner.hashes.model(&path, hook)?;
     let options = options(inner, plan)?;
     let vae = options.vae.as_ref().map(|path| inner.hashes.file(path, hook)).transpose()?;
-    let mut hashes = vec![model_hash.clone()];
+    let mut hashes = vec![weights.clone()];
     hashes.extend(vae.clone());
     for lora in &options.loras {
         hashes.push(inner.hashes.file(&lora.path, hook)?);
     }
-    let wanted = Wanted { path: folder, options, hashes: hashes.join(" ") };
-    let mut permit = inner.desk.wait(hook)?;
-    let mut attempt = None;
-    for last_try in [false, true] {
-        let started = Instant::now();
-        let memory = if last_try { "low" } else { &settings.memory };
-        let (model, ready) = permit.image(settings, &wanted, (&mut request, memory), hook)?;
-        let loaded = Instant::now();
-        let run = match &mut attempt {
-            Some(run) => run,
-            None => {
-                let stage = ("image".to_owned(), wanted.hashes.as_str());
-                attempt.insert(Attempt::new(settings, order, &ready.compute, stage)?)
-            }
-        };
-        let decoding = request.tiling;
-        match run.go(&decoding, hook, |at, keep, hook| model.resume(&request, at, keep, hook)) {
-            Err(Error::Engine(error)) if !last_try && models::is_out_of_memory(&error) => {
-                permit.unload()
-            }
-            result => {
-                let output = result?;
-                let seconds = BTreeMap::from([
-                    ("image_load".to_owned(), super::seconds(loaded - started)),
-                    ("image".to_owned(), super::seconds(loaded.elapsed())),
-                ]);
-                let mut work = Work { weights: Some(model_hash), vae, ..ready.work(seconds) };
-                work.notes.extend(run.note());
-                return Ok((output, work));
-            }
-        }
-    }
-    unreachable!("the last try returns")
+    let wanted = Wanted { path, options, hashes: hashes.join(" ") };
+    let (output, work) = infer(inner, order, &wanted, request, hook)?;
+    Ok((output, Work { weights: Some(weights), vae, ..work }))
 }
 
 /// What the plan changes about the model.

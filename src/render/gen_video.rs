@@ -3,16 +3,12 @@
 //! Runs are chained by the caller: each starts from the last frame of the one before, and the seed of its noise is that
 //! of the job with the run's number.
 
-use std::collections::BTreeMap;
-use std::time::Instant;
+use std::fmt::Debug;
 
-use image::RgbImage;
-
-use super::checkpoint::Attempt;
-use super::models::{self, Wanted};
-use super::plan::VideoPlan;
-use super::{Error, FramesMade, Hook, Inner, Order, Work, frames};
-use crate::engine::{LoadOptions, VideoRequest};
+use super::infer::{Request, infer};
+use super::models::{Permit, Ready, Wanted};
+use super::{Error, FramesMade, Hook, Inner, Order, Settings, Work, frames};
+use crate::engine::{self, Checkpoint, Keep, LoadOptions, VideoModel, VideoOutput, VideoRequest};
 use crate::hub::Task;
 use crate::media::still;
 use crate::store::BlobRef;
@@ -51,7 +47,13 @@ pub(super) fn gen_video(
         seed: order.plan.seed,
         run,
     };
-    let (made, work) = infer(inner, order, plan, request, hook)?;
+    let path = inner.settings.library.find(&plan.lookup, Task::ImageToVideo)?.folder;
+    let hashes = inner.hashes.model(&path, hook)?;
+    let wanted = Wanted { path, options: LoadOptions::default(), hashes };
+    let (output, work) = infer(inner, order, &wanted, request, hook)?;
+    let mut work = Work { weights: Some(wanted.hashes), ..work };
+    work.notes.extend(output.notes);
+    let made = output.frames;
     let last = made.last().ok_or_else(|| Error::Frames("the model made no frame".to_owned()))?;
     let last_frame = store.put_work(&order.job_key, &still::png(last, &[]))?;
     let count =
@@ -60,50 +62,37 @@ pub(super) fn gen_video(
     Ok(FramesMade { run, frames, count, last_frame, work })
 }
 
-/// Runs the model under the permit, from where an earlier attempt was; when memory runs out all the same, once more
-/// with as little of it as possible.
-fn infer(
-    inner: &Inner,
-    order: &Order,
-    plan: &VideoPlan,
-    mut request: VideoRequest,
-    hook: &mut Hook<'_>,
-) -> Result<(Vec<RgbImage>, Work), Error> {
-    let settings = &inner.settings;
-    let folder = settings.library.find(&plan.lookup, Task::ImageToVideo)?.folder;
-    let hashes = inner.hashes.model(&folder, hook)?;
-    let wanted = Wanted { path: folder, options: LoadOptions::default(), hashes };
-    let mut permit = inner.desk.wait(hook)?;
-    let mut attempt = None;
-    for last_try in [false, true] {
-        let started = Instant::now();
-        let memory = if last_try { "low" } else { &settings.memory };
-        let (model, ready) = permit.video(settings, &wanted, (&mut request, memory), hook)?;
-        let loaded = Instant::now();
-        let run = match &mut attempt {
-            Some(run) => run,
-            None => {
-                let stage = (format!("video-{}", request.run), wanted.hashes.as_str());
-                attempt.insert(Attempt::new(settings, order, &ready.compute, stage)?)
-            }
-        };
-        let decoding = (request.decode_chunk, request.tiling);
-        match run.go(&decoding, hook, |at, keep, hook| model.resume(&request, at, keep, hook)) {
-            Err(Error::Engine(error)) if !last_try && models::is_out_of_memory(&error) => {
-                permit.unload()
-            }
-            result => {
-                let output = result?;
-                let seconds = BTreeMap::from([
-                    ("video_load".to_owned(), super::seconds(loaded - started)),
-                    ("video".to_owned(), super::seconds(loaded.elapsed())),
-                ]);
-                let mut work = Work { weights: Some(wanted.hashes), ..ready.work(seconds) };
-                work.notes.extend(output.notes);
-                work.notes.extend(run.note());
-                return Ok((output.frames, work));
-            }
-        }
+impl Request for VideoRequest {
+    type Model = VideoModel;
+    type Output = VideoOutput;
+    const NAME: &'static str = "video";
+
+    fn stage(&self) -> String {
+        format!("video-{}", self.run)
     }
-    unreachable!("the last try returns")
+
+    fn decoding(&self) -> impl Debug {
+        (self.decode_chunk, self.tiling)
+    }
+
+    fn ready<'p>(
+        &mut self,
+        permit: &'p mut Permit<'_>,
+        settings: &Settings,
+        wanted: &Wanted,
+        memory: &str,
+        hook: &mut Hook<'_>,
+    ) -> Result<(&'p VideoModel, Ready), Error> {
+        permit.video(settings, wanted, (self, memory), hook)
+    }
+
+    fn run(
+        &self,
+        model: &VideoModel,
+        at: &mut Checkpoint,
+        keep: &mut Keep<'_>,
+        hook: &mut engine::Hook<'_>,
+    ) -> engine::Result<VideoOutput> {
+        model.resume(self, at, keep, hook)
+    }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Error, Hook, report};
-use crate::engine;
+use crate::{engine, store};
 
 /// Bytes between two looks at the hook.
 const BLOCK: usize = 8 << 20;
@@ -49,18 +49,14 @@ impl Hashes {
         {
             return self.file(file, hook);
         }
-        let mut lines = Vec::new();
+        let mut named = Vec::new();
         for file in &files {
             let name = file.strip_prefix(path).unwrap_or(file).to_string_lossy().replace('\\', "/");
-            lines.push(format!("{name}\n{}", self.file(file, hook)?));
+            named.push((name, self.file(file, hook)?));
         }
-        lines.sort_unstable();
-        let list: String = lines
-            .iter()
-            .filter_map(|line| line.split_once('\n'))
-            .map(|(name, sha256)| format!("{sha256}  {name}\n"))
-            .collect();
-        Ok(hex(&Sha256::digest(list.as_bytes())))
+        named.sort_unstable();
+        let lines = named.iter().map(|(name, sha256)| format!("{sha256}  {name}\n"));
+        Ok(store::sha256(lines.collect::<String>().as_bytes()))
     }
 
     /// SHA-256 of one file.
@@ -83,7 +79,7 @@ impl Hashes {
                 count => hasher.update(&block[..count]),
             }
         }
-        let known = Known { bytes: state.len(), changed, sha256: hex(&hasher.finalize()) };
+        let known = Known { bytes: state.len(), changed, sha256: store::hex(&hasher.finalize()) };
         let sha256 = known.sha256.clone();
         self.with(|all| {
             all.insert(path.to_path_buf(), known);
@@ -114,8 +110,4 @@ impl Hashes {
 /// The short form that A1111 writes: the first ten digits.
 pub(super) fn short(sha256: &str) -> String {
     sha256.chars().take(10).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -146,7 +146,7 @@ impl Permit<'_> {
         let need = estimate::image(&wanted.path, &options, &compute, request)?;
         let plan = self.models.room(&compute, wanted, &need, memory)?;
         request.tiling = plan.tiled().then_some(LOW_SIDE);
-        options.residency = plan.residency;
+        options.residency = plan.residency();
         let load = |hook: &mut Hook<'_>| {
             let model = ImageModel::load_with(&wanted.path, &options, &compute, &mut bridge(hook))?;
             Ok(Model::Image(model))
@@ -179,7 +179,12 @@ impl Permit<'_> {
         }
         let load = |hook: &mut Hook<'_>| {
             let bridge = &mut bridge(hook);
-            Ok(Model::Video(VideoModel::load_with(&wanted.path, plan.residency, &compute, bridge)?))
+            Ok(Model::Video(VideoModel::load_with(
+                &wanted.path,
+                plan.residency(),
+                &compute,
+                bridge,
+            )?))
         };
         let (model, mut ready) = self.take(&compute, wanted, &plan, &load, hook)?;
         ready.notes.extend(notes);
@@ -207,8 +212,8 @@ impl Permit<'_> {
         let loaded = &mut self.models.loaded;
         let there = loaded.iter().position(|model| model.key == *wanted);
         let kept = there.map(|index| loaded.remove(index));
-        let kept = kept.filter(|model| model.residency == plan.residency);
-        let in_turn = plan.residency == Residency::InTurn;
+        let kept = kept.filter(|model| model.residency == plan.residency());
+        let in_turn = plan.residency() == Residency::InTurn;
         let weights_read = u32::from(kept.is_none() || in_turn);
         if weights_read > 0 {
             let reads = self.desk.reads.fetch_add(1, Ordering::Relaxed) + 1;
@@ -225,7 +230,7 @@ impl Permit<'_> {
                     }
                     result => result?,
                 };
-                let (residency, bytes) = (plan.residency, if in_turn { 0 } else { plan.weights });
+                let (residency, bytes) = (plan.residency(), if in_turn { 0 } else { plan.weights });
                 Loaded { key: wanted.clone(), residency, bytes, model }
             }
         };
@@ -254,7 +259,6 @@ fn give_back(compute: Option<&Compute>) {
 
 /// What stays in memory during a run, and after it.
 struct MemoryPlan {
-    residency: Residency,
     level: Level,
     weights: u64,
 }
@@ -268,6 +272,10 @@ enum Level {
 }
 
 impl MemoryPlan {
+    fn residency(&self) -> Residency {
+        if self.level == Level::Together { Residency::Together } else { Residency::InTurn }
+    }
+
     fn tiled(&self) -> bool {
         self.level == Level::Tiled
     }
@@ -298,9 +306,7 @@ impl Models {
         let held: u64 = self.loaded.iter().map(|model| model.bytes).sum();
         let have = compute.free_memory().map(|free| free + held);
         let level = choose(memory, need, have)?;
-        let plan = |residency| MemoryPlan { residency, level, weights: need.weights };
-        let plan =
-            plan(if level == Level::Together { Residency::Together } else { Residency::InTurn });
+        let plan = MemoryPlan { level, weights: need.weights };
         let Some(have) = have else { return Ok(plan) };
         let others = |models: &[Loaded]| -> u64 {
             models.iter().filter(|model| model.key != *wanted).map(|model| model.bytes).sum()
@@ -351,7 +357,7 @@ fn gib(bytes: u64) -> String {
 }
 
 /// Whether giving memory back may help.
-pub(super) fn is_out_of_memory(error: &engine::Error) -> bool {
+fn is_out_of_memory(error: &engine::Error) -> bool {
     matches!(error, engine::Error::OutOfMemory { .. })
 }
 
@@ -442,7 +448,7 @@ mod tests {
             let mut models = models(&[("first", HUGE), ("second", HUGE)]);
             let need = Need { together: need, in_turn: need, tiled: need, weights: 1 };
             let plan = models.room(&Compute::cpu(), &key(wanted), &need, "full").unwrap();
-            assert_eq!((plan.residency, plan.level), (Residency::Together, Level::Together));
+            assert_eq!((plan.residency(), plan.level), (Residency::Together, Level::Together));
             let names: Vec<&str> =
                 models.loaded.iter().filter_map(|model| model.key.path.to_str()).collect();
             assert_eq!(names, left, "{wanted} {need:?}");

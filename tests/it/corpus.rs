@@ -24,6 +24,8 @@ use genvideo::render;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::copy_folder;
+
 /// Longest tensor name that a model of this test asks for.
 const LONGEST_NAME: usize = 256;
 
@@ -225,21 +227,8 @@ fn configs() {
 /// A copy of the goldens' Stable Diffusion 1.
 fn model() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    copy(&shipped("goldens/models/sd1"), folder.path());
+    copy_folder(&shipped("goldens/models/sd1"), folder.path());
     folder
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            fs::write(target, fs::read(&path).unwrap()).unwrap();
-        }
-    }
 }
 
 fn load(folder: &Path) -> Result<(), Error> {
@@ -305,7 +294,7 @@ fn the_blobs_of_a_hugging_face_cache_are_inside_and_its_neighbours_are_not() {
     let cache = tempfile::tempdir().unwrap();
     let repository = cache.path().join("models--a--b");
     let snapshot = repository.join("snapshots/1");
-    copy(&shipped("goldens/models/sd1"), &snapshot);
+    copy_folder(&shipped("goldens/models/sd1"), &snapshot);
     let file = snapshot.join("unet/diffusion_pytorch_model.safetensors");
     fs::create_dir(repository.join("blobs")).unwrap();
     fs::rename(&file, repository.join("blobs/2")).unwrap();

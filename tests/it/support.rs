@@ -9,7 +9,7 @@ pub(crate) mod fake_hub;
 pub(crate) mod machine;
 pub(crate) mod server;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -28,6 +28,22 @@ use tokio::sync::{mpsc, oneshot};
 
 /// How long a test waits for anything before it says what it waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Copies a folder with all that is in it.
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("the folder to copy") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("its name"));
+        if path.is_dir() {
+            copy_folder(&path, &target);
+        } else {
+            // Written anew, since a copy would keep the mark of a file that must not be written.
+            std::fs::write(target, std::fs::read(&path).expect("the file to copy"))
+                .expect("a copy");
+        }
+    }
+}
 
 /// A worker at work in this process.
 struct Hand {

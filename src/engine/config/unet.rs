@@ -186,19 +186,8 @@ fn refuse_other_networks(json: &Json) -> Result<()> {
 
 fn levels(json: &Json, channels: &[usize]) -> Result<Vec<Level>> {
     let count = channels.len();
-    let crossed = |key: &str, plain: &str, cross: &str| -> Result<Vec<bool>> {
-        let types = json.texts(key)?;
-        if types.len() != count {
-            return Err(json
-                .senseless(key, format!("{count} entries, one for each of `block_out_channels`")));
-        }
-        if types.iter().any(|name| *name != plain && *name != cross) {
-            return Err(json.unsupported(key, &format!("`{plain}` or `{cross}`")));
-        }
-        Ok(types.iter().map(|name| *name == cross).collect())
-    };
-    let down = crossed("down_block_types", "DownBlock2D", "CrossAttnDownBlock2D")?;
-    let up = crossed("up_block_types", "UpBlock2D", "CrossAttnUpBlock2D")?;
+    let down = json.crossed("down_block_types", "DownBlock2D", "CrossAttnDownBlock2D", count)?;
+    let up = json.crossed("up_block_types", "UpBlock2D", "CrossAttnUpBlock2D", count)?;
     let heads = json.size_per_level("attention_head_dim", Some(8), count, COUNTS)?;
     let blocks = json.size_per_level("transformer_layers_per_block", Some(1), count, COUNTS)?;
     let only_cross = only_cross_attention(json, count)?;

@@ -93,20 +93,13 @@ impl VideoUnetConfig {
 
 fn levels(json: &Json, channels: &[usize]) -> Result<Vec<VideoLevel>> {
     let count = channels.len();
-    let crossed = |key: &str, plain: &str, cross: &str| -> Result<Vec<bool>> {
-        let types = json.texts(key)?;
-        if types.len() != count {
-            return Err(json
-                .senseless(key, format!("{count} entries, one for each of `block_out_channels`")));
-        }
-        if types.iter().any(|name| *name != plain && *name != cross) {
-            return Err(json.unsupported(key, &format!("`{plain}` or `{cross}`")));
-        }
-        Ok(types.iter().map(|name| *name == cross).collect())
+    let crossed = |key: &str, way: &str| {
+        let (plain, cross) =
+            (format!("{way}SpatioTemporal"), format!("CrossAttn{way}SpatioTemporal"));
+        json.crossed(key, &plain, &cross, count)
     };
-    let down =
-        crossed("down_block_types", "DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal")?;
-    let up = crossed("up_block_types", "UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal")?;
+    let (down, up) =
+        (crossed("down_block_types", "DownBlock")?, crossed("up_block_types", "UpBlock")?);
     // What the class takes when the key is absent: heads of 64 channels at the published widths.
     let heads = match json.value("num_attention_heads") {
         None => channels.iter().map(|channels| (channels / 64).max(1)).collect(),

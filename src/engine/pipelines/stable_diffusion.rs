@@ -16,8 +16,8 @@ use crate::engine::config::scheduler::SchedulerConfig;
 use crate::engine::config::unet::UnetConfig;
 use crate::engine::config::vae::VaeConfig;
 use crate::engine::denoise::{
-    DenoiseState, Draw, Moment, Pulse, Watch, check_finite, denoise, guide, is_finite, is_guided,
-    rescale_guided,
+    DenoiseState, Draw, Moment, Pulse, Watch, check_finite, check_pulse, denoise, guide, is_finite,
+    is_guided, rescale_guided,
 };
 use crate::engine::describe::{Task, pipeline_class};
 use crate::engine::device::Compute;
@@ -259,7 +259,7 @@ impl ImageModel {
         let total = count(at.latents.len());
         let mut decoded = |done| hook(StepEvent::Decode { done, total });
         for item in count(at.frames.len())..total {
-            check_told(decoded(item))?;
+            check_pulse(&mut || decoded(item))?;
             let z = self.vae_config.unscale(&at.latents[item as usize])?;
             let pixels = stage.run(&mut |vae| match tiling {
                 Some(tiling) => vae.decode_tiled(&z, tiling, &mut || decoded(item)),
@@ -268,7 +268,7 @@ impl ImageModel {
             at.frames.push(to_images(&pixels)?.swap_remove(0));
             at.widened = stage.overflowed.is_some();
             keep(at);
-            check_told(decoded(item + 1))?;
+            check_pulse(&mut || decoded(item + 1))?;
         }
         Ok(())
     }
@@ -435,10 +435,6 @@ struct Run {
 
 fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
-}
-
-fn check_told(answer: ControlFlow<()>) -> Result<()> {
-    if answer.is_break() { Err(Error::Stopped) } else { Ok(()) }
 }
 
 /// The parts must fit together: refused here, not inside a matrix product.

@@ -32,6 +32,8 @@ use tempfile::TempDir;
 
 use super::shipped;
 
+use crate::support::copy_folder;
+
 fn half() -> Compute {
     device::open("cpu", "f16").unwrap()
 }
@@ -163,7 +165,7 @@ fn scaled(
     edit: &dyn Fn(&mut Value),
 ) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    copy(&shipped(&format!("tests/fixtures/goldens/models/{model}")), folder.path());
+    copy_folder(&shipped(&format!("tests/fixtures/goldens/models/{model}")), folder.path());
     let place = folder.path().join(part);
     let file = ["diffusion_pytorch_model.safetensors", "model.safetensors"]
         .map(|name| place.join(name))
@@ -188,19 +190,6 @@ fn scaled(
     edit(&mut config);
     fs::write(path, config.to_string()).unwrap();
     folder
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            copy(&path, &target)
-        } else {
-            fs::write(target, fs::read(path).unwrap()).unwrap()
-        }
-    }
 }
 
 #[test]

@@ -1,0 +1,87 @@
+//! One run of a model under the permit: from where an earlier attempt was, and, when memory runs out all the same, once
+//! more with as little of it as possible.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::time::Instant;
+
+use super::checkpoint::Attempt;
+use super::models::{Permit, Ready, Wanted};
+use super::{Error, Hook, Inner, Order, Settings, Work, seconds};
+use crate::engine::{self, Checkpoint, Keep};
+
+/// What the engine is asked for.
+pub(super) trait Request {
+    /// Who does it.
+    type Model;
+    /// What comes of it.
+    type Output;
+    /// What its times are called.
+    const NAME: &'static str;
+
+    /// Name of the stage in the store.
+    fn stage(&self) -> String;
+
+    /// How pixels are decoded: see [`Checkpoint::decode_as`].
+    fn decoding(&self) -> impl Debug;
+
+    /// The model, and this request cut to the memory that is there.
+    fn ready<'p>(
+        &mut self,
+        permit: &'p mut Permit<'_>,
+        settings: &Settings,
+        wanted: &Wanted,
+        memory: &str,
+        hook: &mut Hook<'_>,
+    ) -> Result<(&'p Self::Model, Ready), Error>;
+
+    /// Carries it out from `at` on.
+    fn run(
+        &self,
+        model: &Self::Model,
+        at: &mut Checkpoint,
+        keep: &mut Keep<'_>,
+        hook: &mut engine::Hook<'_>,
+    ) -> engine::Result<Self::Output>;
+}
+
+/// Carries `request` out with the model `wanted`.
+pub(super) fn infer<R: Request>(
+    inner: &Inner,
+    order: &Order,
+    wanted: &Wanted,
+    mut request: R,
+    hook: &mut Hook<'_>,
+) -> Result<(R::Output, Work), Error> {
+    let settings = &inner.settings;
+    let mut permit = inner.desk.wait(hook)?;
+    let mut attempt = None;
+    for last_try in [false, true] {
+        let started = Instant::now();
+        let memory = if last_try { "low" } else { &settings.memory };
+        let (model, ready) = request.ready(&mut permit, settings, wanted, memory, hook)?;
+        let loaded = Instant::now();
+        let run = match &mut attempt {
+            Some(run) => run,
+            None => {
+                let stage = (request.stage(), wanted.hashes.as_str());
+                attempt.insert(Attempt::new(settings, order, &ready.compute, stage)?)
+            }
+        };
+        let decoding = request.decoding();
+        match run.go(&decoding, hook, |at, keep, hook| request.run(model, at, keep, hook)) {
+            Err(Error::Engine(engine::Error::OutOfMemory { .. })) if !last_try => permit.unload(),
+            result => {
+                let output = result?;
+                let times = BTreeMap::from([
+                    (format!("{}_load", R::NAME), seconds(loaded - started)),
+                    (R::NAME.to_owned(), seconds(loaded.elapsed())),
+                ]);
+                let mut work = ready.work(times);
+                work.notes.extend(run.note());
+                return Ok((output, work));
+            }
+        }
+    }
+    unreachable!("the last try returns")
+}
