@@ -1,6 +1,5 @@
 """Trains the image-to-video UNet (SVD's architecture) on the latents of drawn clips."""
 
-import argparse
 import random
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from dataset import Latents
 from motion import draw_clip
 from arithmetic import quick
 from settings import CELLS, CHANNELS, FRAMES, RUNS, SEED
-from trainer import Run, half, sheet
+from trainer import Run, command, half, sheet
 from vision import WIDTH, pictures_of, trained_vision
 from vocabulary import THINGS
 
@@ -140,8 +139,4 @@ def train(total, batch):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=80_000)
-    parser.add_argument("--batch", type=int, default=8)
-    args = parser.parse_args()
-    train(args.samples, args.batch)
+    command(train, __doc__, samples=80_000, batch=8)

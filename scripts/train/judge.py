@@ -4,7 +4,6 @@ It learns from clean renders and must not be fooled by a coloured blob: blurred 
 colour, make up a class of their own, "unclear", and count as wrong whatever their colour says.
 """
 
-import argparse
 from dataclasses import replace
 
 import cv2
@@ -17,7 +16,7 @@ from draw import background, draw_scene, place, render, sprite, to_bytes
 from encoder import signed
 from settings import SIDE, rng
 from text import PARTS, labels
-from trainer import Run, half, load_mean
+from trainer import Run, command, half, load_mean
 from vocabulary import THINGS
 
 UNCLEAR = len(THINGS)
@@ -104,8 +103,4 @@ def trained_judge():
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=60_000)
-    parser.add_argument("--batch", type=int, default=64)
-    args = parser.parse_args()
-    train(args.samples, args.batch)
+    command(train, __doc__, samples=60_000, batch=64)

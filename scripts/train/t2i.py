@@ -1,6 +1,5 @@
 """Trains the text-to-image UNet, and goes on with its text encoder, on the latents of drawn scenes."""
 
-import argparse
 import random
 
 import torch
@@ -14,7 +13,7 @@ from draw import draw_scene
 from arithmetic import quick
 from settings import CELLS, CHANNELS, RUNS, SEED
 from text import WIDTH, TextEncoder, labels, naming_loss
-from trainer import Run, half, load_mean, sheet
+from trainer import Run, command, half, load_mean, sheet
 
 NAMING = 0.03  # weight of the text encoder's own loss
 DROPPED = 0.1  # share of pictures without a caption, for guidance
@@ -117,8 +116,4 @@ def train(total, batch):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=600_000)
-    parser.add_argument("--batch", type=int, default=64)
-    args = parser.parse_args()
-    train(args.samples, args.batch)
+    command(train, __doc__, samples=600_000, batch=64)

@@ -4,7 +4,6 @@ The picture decoder stays as it is. Temporal branches at 16x16 and 32x32 learn, 
 from frame to frame, to give the features of the clean ones; above that the layers are left as identities.
 """
 
-import argparse
 import random
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 from arithmetic import quick
 from dataset import Latents
 from settings import FRAMES, SEED
-from trainer import Run, half, load_mean
+from trainer import Run, command, half, load_mean
 from vae import NOISE, trained_decoder
 
 SHARE = 0.5  # of the branch in the blend: the sigmoid of the mix factor 0
@@ -87,8 +86,4 @@ def trained_branches(decoder):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=24_000)
-    parser.add_argument("--batch", type=int, default=4)
-    args = parser.parse_args()
-    train(args.samples, args.batch)
+    command(train, __doc__, samples=24_000, batch=4)

@@ -4,7 +4,6 @@ Learnt through the UNet alone, the encoder knows backgrounds after an hour and t
 minutes. The two linear heads stay in use as a small extra loss while the UNet trains.
 """
 
-import argparse
 import random
 
 import torch
@@ -16,7 +15,7 @@ import tokenizer
 from captions import caption, held_out
 from draw import draw_scene
 from settings import SEED, TOKENS
-from trainer import Run
+from trainer import Run, command
 from vocabulary import BACKGROUNDS, COLOUR_NAMES, THINGS
 
 WIDTH = 128
@@ -95,8 +94,4 @@ def train(total, batch):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=320_000)
-    parser.add_argument("--batch", type=int, default=64)
-    args = parser.parse_args()
-    train(args.samples, args.batch)
+    command(train, __doc__, samples=320_000, batch=64)

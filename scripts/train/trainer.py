@@ -5,6 +5,7 @@ A run lives in `RUNS/<name>`: `state.pt` (replaced atomically, so a kill at any 
 interrupted run goes on as if nothing had happened.
 """
 
+import argparse
 import math
 import os
 import resource
@@ -184,3 +185,12 @@ def sheet(pictures, columns, path):
 def psnr(a, b):
     """In dB, per picture, for values in -1..1."""
     return -10 * torch.log10(((a.clamp(-1, 1) - b) / 2).pow(2).flatten(1).mean(1) + 1e-10)
+
+
+def command(train, text, samples, batch):
+    """The command line of a stage: `train`, with other numbers than its own where they are given."""
+    parser = argparse.ArgumentParser(description=text)
+    parser.add_argument("--samples", type=int, default=samples)
+    parser.add_argument("--batch", type=int, default=batch)
+    args = parser.parse_args()
+    train(args.samples, args.batch)

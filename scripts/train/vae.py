@@ -1,6 +1,5 @@
 """Trains the picture decoder (latents to pixels) and writes it, with the closed-form encoder, as an AutoencoderKL."""
 
-import argparse
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ import encoder
 from draw import draw_scene, render
 from arithmetic import AnchoredNorm, quick
 from settings import CHANNELS, SIDE
-from trainer import Run, half, load_mean, psnr, sheet
+from trainer import Run, command, half, load_mean, psnr, sheet
 
 WIDTHS = (96, 32, 64, 96)
 LIVE = WIDTHS[0] // 3
@@ -91,8 +90,4 @@ def trained_decoder():
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=100_000)
-    parser.add_argument("--batch", type=int, default=8)
-    args = parser.parse_args()
-    train(args.samples, args.batch)
+    command(train, __doc__, samples=100_000, batch=8)

@@ -1,6 +1,5 @@
 """Teaches the small CLIP vision tower to name things and backgrounds; image-to-video then uses it as it is."""
 
-import argparse
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from draw import draw_scene, render
 from encoder import signed
 from text import naming_loss
-from trainer import Run, load_mean
+from trainer import Run, command, load_mean
 from vocabulary import BACKGROUNDS, THINGS
 
 WIDTH, PIXELS = 64, 224
@@ -83,8 +82,4 @@ def trained_vision():
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=100_000)
-    parser.add_argument("--batch", type=int, default=64)
-    args = parser.parse_args()
-    train(args.samples, args.batch)
+    command(train, __doc__, samples=100_000, batch=64)
