@@ -166,6 +166,11 @@ fn carry_out(cli: Cli, output: &mut Output) -> Result<(), Failure> {
     let default_log =
         if matches!(cli.command, Command::Up(_) | Command::Worker(_)) { "info" } else { "warn" };
     start_log(&config, default_log)?;
+    if let Ok(faults) = std::env::var(crate::config::FAILPOINTS_VARIABLE) {
+        crate::failpoint::arm(&faults).map_err(|message| {
+            Failure::new(failure::exit::CONFIG, "CONFIG", format!("failpoints: {message}"))
+        })?;
+    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
             Failure::of(

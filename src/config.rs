@@ -55,6 +55,8 @@ const SETTINGS: &[Setting] = &[
 
 /// What a setting wants that is on or off.
 const SWITCH: &str = "`1` or `0`";
+/// What is to fail where, in builds for tests: see [`crate::failpoint`].
+pub const FAILPOINTS_VARIABLE: &str = "GENVIDEO_FAILPOINTS";
 /// Names the configuration file itself.
 const CONFIG_VARIABLE: &str = "GENVIDEO_CONFIG";
 /// Variables of the test suite, which may stand in a `.env` beside ours.

@@ -11,6 +11,7 @@ pub mod client;
 pub mod config;
 pub mod devserver;
 pub mod engine;
+pub mod failpoint;
 pub mod hub;
 pub mod job;
 pub mod media;

@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine;
 use crate::hub::Library;
+use crate::failpoint;
 use crate::job::ValidJob;
 use crate::job::class::Fault;
 use crate::job::result::JobResult;
@@ -314,7 +315,9 @@ impl Renderer {
 
     /// Decides models, sizes, counts and parameters of `job`, or names every reason why this machine cannot do it.
     pub fn plan(&self, job: &ValidJob, seed: u64) -> Result<Plan, Error> {
-        plan::plan(&self.inner.settings, job, seed)
+        let plan = plan::plan(&self.inner.settings, job, seed)?;
+        point("planned")?;
+        Ok(plan)
     }
 
     /// Makes the image, or takes the given one, natively and at the delivered size.
@@ -430,6 +433,15 @@ fn report(hook: &mut Hook<'_>, stage: &'static str, done: u64, total: u64) -> Re
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(Error::Stopped),
     }
+}
+
+/// Does what a test asked for at `name`; its error is the engine's where it is named like that, else the store's.
+fn point(name: &'static str) -> Result<(), Error> {
+    failpoint::hit(name).map_err(|source| match source.to_string().as_str() {
+        "DEVICE_ERROR" => engine::Error::Device { problem: name.to_owned() }.into(),
+        "OUT_OF_MEMORY" => engine::Error::OutOfMemory { problem: name.to_owned() }.into(),
+        _ => store::writing(name.as_ref(), source).into(),
+    })
 }
 
 /// Wall-clock time for a record: whole milliseconds.

@@ -27,6 +27,7 @@ use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutPay
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::failpoint;
 pub use clean::Swept;
 pub use key::{JobKey, hash as sha256, hex};
 
@@ -251,7 +252,10 @@ impl Store {
             }
             self.claim(job.as_str(), sha256)?;
         }
+        let at = |source| writing(Path::new(&manifest_key(job)), source);
+        failpoint::hit("manifest_begun").map_err(at)?;
         if self.create(&manifest_key(job), manifest)? {
+            failpoint::hit("manifest_written").map_err(at)?;
             return Ok(Published::New);
         }
         let before =
@@ -352,7 +356,9 @@ impl Store {
         let failed = |source| backend(&self.inner.root, key, &source);
         let mut upload =
             block_on(self.inner.objects.put_multipart(&ObjectPath::from(key))).map_err(failed)?;
-        match pour(upload.as_mut(), path) {
+        let poured = pour(upload.as_mut(), path);
+        failpoint::hit("blob_staged").map_err(|source| writing(Path::new(key), source))?;
+        match poured {
             Ok(found) if found == *blob => block_on(upload.complete()).map(|_| ()).map_err(failed),
             poured => {
                 // The staged file goes now or with a sweep; what went wrong matters more.
@@ -483,7 +489,7 @@ fn pour(upload: &mut dyn MultipartUpload, path: &Path) -> Result<BlobRef, Poured
 }
 
 /// What a failed write means.
-fn writing(path: &Path, source: io::Error) -> Error {
+pub(crate) fn writing(path: &Path, source: io::Error) -> Error {
     use io::ErrorKind::{QuotaExceeded, StorageFull};
     let path = path.to_owned();
     match source.kind() {

@@ -17,6 +17,7 @@ use image::RgbImage;
 pub use self::h264::Choice;
 use super::colour::{self, Difference, Plane};
 use super::{Error, VideoInfo, VideoSpec, label, libav, probe};
+use crate::failpoint;
 
 const STAGE: &str = "encoding the video";
 const MUX: &str = "writing the video file";
@@ -90,6 +91,7 @@ impl VideoWriter {
         frame.set_pts(Some(i64::from(self.pushed)));
         self.encoder.send_frame(&frame).map_err(|error| libav::failed(STAGE, error))?;
         self.pushed += 1;
+        self.fail_at("frame_encoded")?;
         self.drain()
     }
 
@@ -114,16 +116,22 @@ impl VideoWriter {
         self.encoder.send_eof().map_err(|error| libav::failed(STAGE, error))?;
         self.drain()?;
         super::ask(go_on)?;
+        self.fail_at("trailer")?;
         if let Some(mut output) = self.output.take() {
             output
                 .write_trailer()
                 .map_err(|error| libav::failed_on(&self.part.path, MUX, error))?;
         }
         seal(&self.part.path, &self.spec)?;
+        self.fail_at("sealed")?;
         let info = probe::probe_while(&self.part.path, go_on)?;
         compare(&self.spec, self.pushed, &info)?;
         self.part.publish(&self.target)?;
         Ok(info)
+    }
+
+    fn fail_at(&self, point: &'static str) -> Result<(), Error> {
+        failpoint::hit(point).map_err(|error| Error::file(&self.part.path, error))
     }
 
     /// Moves every packet the encoder has ready into the file.

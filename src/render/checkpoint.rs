@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::models::report_of;
-use super::{Error, Hook, Order, Report, Settings};
+use super::{Error, Hook, Order, Report, Settings, point};
 use crate::engine::device::Compute;
 use crate::engine::{self, Checkpoint, Keep};
 use crate::store;
@@ -95,8 +95,11 @@ impl<'a> Attempt<'a> {
         let shared = RefCell::new(&mut *keeper);
         let mut last_report = Report::new("load", 0, 1);
         let result = work(at, &mut |at| shared.borrow_mut().look(at), &mut |event| {
-            let keeper = shared.borrow();
+            let mut keeper = shared.borrow_mut();
             last_report = report_of(event);
+            if last_report.stage == "encode_prompt" {
+                keeper.failed = point("text_encoded").err();
+            }
             last_report.checkpoint.clone_from(&keeper.last);
             let answer = hook(last_report.clone());
             if keeper.failed.is_some() { ControlFlow::Break(()) } else { answer }
@@ -148,6 +151,8 @@ impl Keeper<'_> {
     /// Saves `at` when too much work would be lost without it.
     fn look(&mut self, at: &Checkpoint) {
         self.is_saved = false;
+        let place = if at.frames.is_empty() { "step_done" } else { "chunk_decoded" };
+        self.failed = point(place).err();
         if self.failed.is_none() && self.saved_at.elapsed() >= self.settings.checkpoint_every {
             self.failed = self.save(at).err();
         }
@@ -155,8 +160,11 @@ impl Keeper<'_> {
 
     fn save(&mut self, at: &Checkpoint) -> Result<(), Error> {
         let (store, job) = (&self.settings.store, &self.order.job_key);
+        point("checkpoint_begun")?;
         let kept = store.put_work(job, &at.to_bytes(&self.run)?)?;
+        point("checkpoint_put")?;
         store.mark_stage(job, &self.stage, &kept.sha256)?;
+        point("checkpoint_marked")?;
         (self.saved_at, self.is_saved) = (Instant::now(), true);
         let before = self.last.replace(Arc::from(kept.sha256));
         if let Some(before) = before.filter(|before| Some(before) != self.last.as_ref()) {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::checkpoint::Attempt;
 use super::models::{Permit, Ready, Wanted};
-use super::{Error, Hook, Inner, Order, Settings, Work, seconds};
+use super::{Error, Hook, Inner, Order, Settings, Work, point, seconds};
 use crate::engine::{self, Checkpoint, Keep};
 
 /// What the engine is asked for.
@@ -61,6 +61,7 @@ pub(super) fn infer<R: Request>(
         let memory = if last_try { "low" } else { &settings.memory };
         let (model, ready) = request.ready(&mut permit, settings, wanted, memory, hook)?;
         let loaded = Instant::now();
+        point("model_loaded")?;
         let run = match &mut attempt {
             Some(run) => run,
             None => {

@@ -26,6 +26,7 @@ pub(super) fn publish(
     check_present(store, made)?;
     let facts = facts(order, made);
     let receipt = store.put_blob(&order.job_key, &receipt(order, made, &facts)?)?;
+    super::point("receipt_put")?;
     let result = result(store, order, made, facts, &receipt)?;
     report(hook, "publish", 0, 1)?;
     let assets = &result.assets;

@@ -6,7 +6,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, FramesMade, ImageMade, Order, VideoMade};
+use super::{Error, FramesMade, ImageMade, Order, VideoMade, point};
 use crate::store::{self, BlobRef, Store};
 
 /// The result of a stage.
@@ -57,8 +57,11 @@ pub(super) fn once<T: Stage>(
         }
         store.unsettle_stage(&order.job_key, stage)?;
     }
+    point("stage_begun")?;
     let record = Record { input: asked.clone(), made: work()? };
+    point("stage_made")?;
     let bytes = store.settle_stage(&order.job_key, stage, &serde_json::to_vec(&record)?)?;
+    point("stage_settled")?;
     Ok(standing(store, order, &asked, &bytes)?.unwrap_or(record.made))
 }
 

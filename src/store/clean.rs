@@ -11,6 +11,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use crate::failpoint;
+
 use super::{Error, JobKey, Store, key, reading, writing};
 
 /// What a sweep removed.
@@ -32,6 +34,7 @@ impl Store {
     pub fn cleanup(&self, job: &JobKey) -> Result<(), Error> {
         let _held = self.lock_alone()?;
         remove_tree(&self.root().join("work").join(job.as_str()))?;
+        failpoint::hit("cleanup").map_err(|source| writing(self.root(), source))?;
         let prefix = format!("{job}-");
         for (name, path) in entries(&self.root().join("tmp"))? {
             if name.to_string_lossy().starts_with(&prefix) {
