@@ -21,6 +21,7 @@ mod settings;
 mod signals;
 mod status;
 mod submit;
+mod supervise;
 mod track;
 mod up;
 mod watch;

@@ -5,6 +5,7 @@
 
 pub mod error;
 
+mod death;
 mod follow;
 mod submit;
 

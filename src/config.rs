@@ -7,6 +7,7 @@ mod dotenv;
 mod source;
 mod value;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -168,6 +169,7 @@ pub struct Config {
     pub threads: Option<usize>,
     /// Log filter in the syntax of `RUST_LOG`.
     pub log: String,
+    named_file: Option<PathBuf>,
     origins: Vec<Resolved>,
 }
 
@@ -259,8 +261,22 @@ impl Config {
             checkpoint_interval,
             drain_deadline,
             log,
+            named_file: flags.config.as_ref().map(|file| folder.join(file)),
             origins: sources.into_origins(),
         })
+    }
+
+    /// The variables that make a process started from here resolve what was typed on the command line.
+    pub fn typed(&self) -> Vec<(&'static str, OsString)> {
+        let typed = |resolved: &&Resolved| matches!(resolved.origin, Origin::Flag(_));
+        let value = |resolved: &Resolved| match resolved.key {
+            // Folders with a separator in their name were refused when they were read.
+            "models_dirs" => std::env::join_paths(&self.models_dirs).unwrap_or_default(),
+            _ => OsString::from(&resolved.value),
+        };
+        let file = self.named_file.iter().map(|file| (CONFIG_VARIABLE, file.into()));
+        let settings = self.origins.iter().filter(typed);
+        file.chain(settings.filter_map(|it| Some((variable(it.key)?, value(it))))).collect()
     }
 
     /// Every setting with the source of its value, in the order of the documentation.

@@ -9,7 +9,7 @@
 //!
 //! An action is `kill`, `abort`, `freeze` (SIGSTOP), `panic`, `stall:MILLISECONDS` or `error:NAME`, an error of the
 //! system (`ENOSPC`, `EIO`, `EACCES`) or any other word. `skip=N` lets N visits pass. `once=FILE` acts for whoever
-//! makes the file, so that the process that comes next lives. `trace=FILE` writes down every visit: milliseconds since
+//! makes the file, which then holds its process id, so that the process that comes next lives. `trace=FILE` writes down every visit: milliseconds since
 //! 1970, process, place.
 
 use std::io;
@@ -160,10 +160,11 @@ mod armed {
             if self.visits.fetch_add(1, Ordering::Relaxed) < self.skip {
                 return Ok(());
             }
-            if let Some(file) = &self.once
-                && File::create_new(file).is_err()
-            {
-                return Ok(());
+            if let Some(file) = &self.once {
+                match File::create_new(file) {
+                    Ok(mut file) => write!(file, "{}", std::process::id())?,
+                    Err(_) => return Ok(()),
+                }
             }
             tracing::warn!(point = self.point, action = ?self.action, "a fault that was asked for");
             match &self.action {

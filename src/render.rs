@@ -40,7 +40,7 @@ use crate::media;
 use crate::store::{self, BlobRef, JobKey, Store};
 
 pub use check::check_encoder;
-pub use failure::{class, hint};
+pub use failure::{class, hint, is_of_device};
 pub use plan::Plan;
 
 /// What a renderer needs to know about the machine.

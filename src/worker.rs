@@ -4,6 +4,7 @@
 //! the encoder; each has its own queue and its own number of slots. What a stage does is [`crate::render`]'s
 //! business. Start from [`run`].
 
+pub mod at_work;
 pub mod failure;
 pub mod heartbeat;
 pub mod workflow;
@@ -14,13 +15,14 @@ mod progress;
 mod request;
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use temporalio_client::Client;
 use temporalio_sdk::runtime::RuntimeOptions;
 use temporalio_sdk::runtime::worker_tuner::{FixedSizeSlotSupplier, TunerHolder, WorkerTuner};
 use temporalio_sdk::{Runtime, Worker, WorkerOptions, WorkflowRegistrationError};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::render::Renderer;
 use activities::{DeviceActivities, EncodeActivities, LightActivities};
@@ -60,6 +62,9 @@ pub enum Error {
     /// A worker ended by itself; the process should end with an error, so that its supervisor starts a new one.
     #[error("temporal worker: {0}")]
     Run(String),
+    /// The device failed in a way that may stay with this process; a new one should start.
+    #[error("the device failed; its driver may be of no more use to this process")]
+    Device,
     /// Work went on past the drain deadline; the caller should end the process, which the server notices.
     #[error("still at work {} s after the shutdown began", .0.as_secs_f64())]
     Drain(Duration),
@@ -112,7 +117,9 @@ async fn serve(
     let options = RuntimeOptions::builder().build().map_err(Error::Run)?;
     let runtime =
         Runtime::from_current_tokio(options).map_err(|error| Error::Run(error.to_string()))?;
-    let (mut light, mut device, mut encoder) = workers(settings, &runtime, &client, renderer)?;
+    let unfit = Arc::new(Notify::new());
+    let (mut light, mut device, mut encoder) =
+        workers(settings, &runtime, (&client, renderer), &unfit)?;
     let stops: [Box<dyn Fn()>; 3] = [
         Box::new(light.shutdown_handle()),
         Box::new(device.shutdown_handle()),
@@ -120,9 +127,12 @@ async fn serve(
     ];
     let stop = async {
         // An error means that `run` was dropped: then the work is over too.
-        let _ = stopped.wait_for(|stop| *stop).await;
+        let asked = tokio::select! {
+            _ = stopped.wait_for(|stop| *stop) => true,
+            () = unfit.notified() => false,
+        };
         stops.iter().for_each(|stop| stop());
-        std::future::pending::<()>().await
+        asked
     };
     let work = async {
         let failed = |error: temporalio_sdk::WorkerRunError| {
@@ -136,21 +146,25 @@ async fn serve(
         );
         light.and(device).and(encoder)
     };
+    let mut work = std::pin::pin!(work);
     tokio::select! {
-        result = work => result,
-        () = stop => unreachable!("the stopping side never ends by itself"),
+        result = &mut work => result,
+        asked = stop => match work.await {
+            Ok(()) if !asked => Err(Error::Device),
+            result => result,
+        },
     }
 }
 
 fn workers(
     settings: &WorkerSettings,
     runtime: &Runtime,
-    client: &Client,
-    renderer: Renderer,
+    (client, renderer): (&Client, Renderer),
+    unfit: &Arc<Notify>,
 ) -> Result<(Worker, Worker, Worker), Error> {
     let queue = &settings.task_queue;
     let heartbeat_timeout = settings.heartbeat_timeout;
-    let device = DeviceActivities { renderer: renderer.clone() };
+    let device = DeviceActivities { renderer: renderer.clone(), unfit: unfit.clone() };
     let encoder = EncodeActivities { renderer: renderer.clone() };
     let light = LightActivities { renderer, heartbeat_timeout };
     let common = |queue: &str, slots| {

@@ -63,9 +63,8 @@ pub(crate) async fn run(args: Args, config: &Config, output: &mut Output) -> Res
             submit::explain_waiting(&session);
             return Ok(());
         }
-        let renderer = session::renderer(config, store.clone());
         let job = finish(&session, &submitted, &signals, output);
-        let result = session.with_worker(config, renderer, job).await?;
+        let result = session.with_worker(config, job).await?;
         hand_over(&store, &args.out, &submitted.id, &result, output)
     };
     let done = done.await;

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::failure::Failure;
 use super::output;
+use super::supervise;
 use super::signals::Signals;
 use crate::client::{Jobs, Target};
 use crate::config::{Config, Origin};
@@ -102,22 +103,22 @@ impl Session {
     pub(crate) async fn with_worker<T>(
         &self,
         config: &Config,
-        renderer: Renderer,
         job: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        sweep(&renderer);
         let (stop, stopped) = oneshot::channel::<()>();
         let until_done = async {
             // A sender that is gone means stop as well.
             let _ = stopped.await;
         };
-        let worker = worker::run(worker_settings(config), self.jobs.client(), renderer, until_done);
+        // What the worker has to say in the meantime is the log's, not the display's.
+        let log = if config.log.is_empty() { "warn" } else { &config.log };
+        let worker = supervise::keep(self, config, log, until_done);
         tokio::pin!(worker, job);
         tokio::select! {
             done = &mut job => {
                 let _ = stop.send(());
                 if let Err(error) = worker.await {
-                    tracing::warn!(%error, "the worker ended badly");
+                    tracing::warn!(error = error.message, "the worker ended badly");
                 }
                 done
             }
@@ -128,8 +129,14 @@ impl Session {
         }
     }
 
-    /// Serves jobs until the first signal.
-    pub(crate) async fn serve(
+    /// Serves jobs until the first signal, by a worker process.
+    pub(crate) async fn serve(&self, config: &Config, signals: &Signals) -> Result<(), Failure> {
+        let log = if config.log.is_empty() { "info" } else { &config.log };
+        supervise::keep(self, config, log, until_told(signals)).await
+    }
+
+    /// Serves jobs in this process until the first signal.
+    pub(crate) async fn work(
         &self,
         config: &Config,
         renderer: Renderer,
@@ -139,7 +146,6 @@ impl Session {
         let mut signals = signals.clone();
         let until_signal = async move {
             signals.first().await;
-            output::note("stopping; once more to leave at once");
         };
         Ok(worker::run(worker_settings(config), self.jobs.client(), renderer, until_signal).await?)
     }
@@ -150,6 +156,12 @@ impl Session {
             leave(server).await;
         }
     }
+}
+
+/// Waits for the first signal and says what a second one does.
+async fn until_told(signals: &Signals) {
+    signals.clone().first().await;
+    output::note("stopping; once more to leave at once");
 }
 
 /// Removes, beside the work, what jobs of long ago left in the store.

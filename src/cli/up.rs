@@ -23,11 +23,12 @@ struct Ready<'a> {
 
 /// Serves until a signal comes.
 pub(crate) async fn up(_args: Args, config: &Config, output: &mut Output) -> Result<(), Failure> {
-    let store = session::store(config)?;
+    // A store that cannot be used is said before a server starts.
+    session::store(config)?;
     let signals = Signals::listen()?;
     let session = Session::open(config).await?;
     announce(&session, config, output);
-    let served = session.serve(config, session::renderer(config, store), &signals).await;
+    let served = session.serve(config, &signals).await;
     session.close().await;
     served
 }

@@ -20,6 +20,11 @@ pub fn class(error: &Error) -> ErrorClass {
     }
 }
 
+/// Whether the device itself failed: its driver may answer nothing but errors from then on, until the process ends.
+pub fn is_of_device(error: &Error) -> bool {
+    matches!(error, Error::Engine(engine::Error::Device { .. }))
+}
+
 /// What helps, in one line without a full stop; `None` where the message says it all.
 pub fn hint(error: &Error) -> Option<String> {
     if let Error::Hub(error) = error

@@ -9,13 +9,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use temporalio_macros::activities;
 use temporalio_sdk::activities::{ActivityContext, ActivityError};
+use tokio::sync::Notify;
 
 use super::failure;
 use super::heartbeat::{self, Lane};
 use crate::job::ValidJob;
 use crate::job::class::ErrorClass;
 use crate::job::result::JobResult;
-use crate::render::{FramesMade, ImageMade, Made, Order, Plan, Renderer, VideoMade};
+use crate::render::{self, FramesMade, ImageMade, Made, Order, Plan, Renderer, VideoMade};
 use crate::store::{BlobRef, JobKey};
 
 /// Argument of `validate_request`.
@@ -129,6 +130,17 @@ impl LightActivities {
 /// Activities that need the device: one at a time.
 pub(crate) struct DeviceActivities {
     pub(crate) renderer: Renderer,
+    /// Told when the device has failed: what its driver says from then on may be of no use.
+    pub(crate) unfit: Arc<Notify>,
+}
+
+impl DeviceActivities {
+    fn mind<T>(unfit: &Notify, outcome: Result<T, render::Error>) -> Result<T, render::Error> {
+        if outcome.as_ref().is_err_and(render::is_of_device) {
+            unfit.notify_one();
+        }
+        outcome
+    }
 }
 
 #[activities]
@@ -141,8 +153,11 @@ impl DeviceActivities {
     ) -> Result<ImageDone, ActivityError> {
         let renderer = self.renderer.clone();
         let order = order(&ctx, task.job, task.plan)?;
-        let made = heartbeat::drive(&ctx, &task.lane, move |hook| renderer.gen_image(&order, hook))
-            .await?;
+        let unfit = self.unfit.clone();
+        let made = heartbeat::drive(&ctx, &task.lane, move |hook| {
+            Self::mind(&unfit, renderer.gen_image(&order, hook))
+        })
+        .await?;
         let url = self.renderer.store().blob_url(&made.delivered.sha256).ok();
         Ok(ImageDone { made, url })
     }
@@ -153,10 +168,10 @@ impl DeviceActivities {
         ctx: ActivityContext,
         task: VideoTask,
     ) -> Result<FramesMade, ActivityError> {
-        let renderer = self.renderer.clone();
+        let (renderer, unfit) = (self.renderer.clone(), self.unfit.clone());
         let order = order(&ctx, task.job, task.plan)?;
         heartbeat::drive(&ctx, &task.lane, move |hook| {
-            renderer.gen_video(&order, &task.image, task.run, hook)
+            Self::mind(&unfit, renderer.gen_video(&order, &task.image, task.run, hook))
         })
         .await
     }

@@ -12,6 +12,9 @@ use crate::job::class::{ErrorClass, Fault};
 use crate::job::validate;
 use crate::render;
 
+/// Type of the failure of an attempt that ended with its worker.
+pub(crate) const WORKER_DIED: &str = "WORKER_DIED";
+
 /// Details of a failure of a stage.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Details {
@@ -102,6 +105,9 @@ pub(crate) fn fatal(class: ErrorClass, message: String) -> ApplicationFailure {
 
 /// The class with this name; a name nobody knows is a fault of ours.
 pub fn named(name: &str) -> ErrorClass {
+    if name == WORKER_DIED {
+        return ErrorClass::Poison;
+    }
     ErrorClass::ALL.iter().copied().find(|class| class.name() == name).unwrap_or(ErrorClass::Bug)
 }
 

@@ -17,6 +17,7 @@ use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
+use super::at_work::Entry;
 use super::progress::Band;
 use super::request::Update;
 use super::{failure, policy};
@@ -57,9 +58,19 @@ pub struct Beat {
     /// Set in the last beat of an attempt that ended in order.
     #[serde(default)]
     pub closed: bool,
+    /// What the attempt before this one died of, where somebody saw it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
     /// SHA-256 of the newest checkpoint in the job's work, for the next attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,
+}
+
+impl Beat {
+    /// The cause as the end of a sentence.
+    fn died_of(&self) -> String {
+        self.cause.as_ref().map_or_else(String::new, |cause| format!("; the worker died before: {cause}"))
+    }
 }
 
 /// Where in the job a stage is; travels in its activity's argument.
@@ -88,7 +99,7 @@ where
     let first = first_beat(ctx);
     if first.deaths >= policy::MAX_DEATHS {
         let message =
-            format!("{} attempts at this stage ended with the worker's death", first.deaths);
+            format!("{} attempts at this stage ended with the worker's death{}", first.deaths, first.died_of());
         return Err(ActivityError::application(failure::fatal(ErrorClass::Poison, message)));
     }
     let (sender, mut receiver) = watch::channel(Report::new("load", 0, 0));
@@ -104,7 +115,8 @@ where
             }
         })
     });
-    let mut pulse = Pulse { ctx, lane, beat: first, sent: None, signal: None };
+    let at_work = Entry::begin(ctx, Some(&first));
+    let mut pulse = Pulse { ctx, lane, beat: first, sent: None, signal: None, at_work };
     pulse.tick().await;
     let mut timer = tokio::time::interval(interval(ctx));
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -127,6 +139,7 @@ where
                 stop.store(true, Ordering::Relaxed);
                 // A worker that dies on its way out was not killed by the job.
                 pulse.beat.closed = true;
+                pulse.at_work.note(Some(&pulse.beat));
                 pulse.tick().await;
             }
             _ = timer.tick() => pulse.tick().await,
@@ -141,6 +154,7 @@ where
     T: Send + 'static,
     W: FnOnce() -> Result<T, render::Error> + Send + 'static,
 {
+    let _at_work = Entry::begin(ctx, None);
     let mut job = tokio::task::spawn_blocking(work);
     let mut timer = tokio::time::interval(interval(ctx));
     loop {
@@ -183,6 +197,7 @@ fn count_on(last: Option<Beat>, attempt: u32) -> Beat {
         stage: "load".into(),
         deaths,
         errors: last.errors,
+        cause: last.cause,
         percent: last.percent,
         checkpoint: last.checkpoint,
         ..Beat::default()
@@ -213,6 +228,7 @@ struct Pulse<'a> {
     /// When the last signal went out, and what it said.
     sent: Option<(Instant, String, f64)>,
     signal: Option<JoinHandle<()>>,
+    at_work: Entry,
 }
 
 impl Pulse<'_> {
@@ -233,6 +249,7 @@ impl Pulse<'_> {
             // It gets on: what killed the attempts before is not the job.
             self.beat.deaths = 0;
             self.beat.checkpoint = Some(checkpoint.to_string());
+            self.at_work.note(Some(&self.beat));
         }
     }
 
@@ -279,12 +296,13 @@ impl Pulse<'_> {
         let attempt = self.ctx.info().attempt;
         let Beat { stage, done, total, percent, .. } = &self.beat;
         let count = if *total > 0 { format!(" {done}/{total}") } else { String::new() };
+        let again = if attempt > 1 { self.beat.died_of() } else { String::new() };
         Update {
             ticket: Some(self.lane.ticket),
             step: Some(self.lane.step),
             status: Some(if attempt > 1 { JobStatus::Retrying } else { JobStatus::Running }),
             percent: Some(*percent),
-            message: Some(format!("{}: {}{count}", self.lane.title, spoken(stage))),
+            message: Some(format!("{}: {}{count}{again}", self.lane.title, spoken(stage))),
             preview_url: None,
             attempt: Some(attempt),
             detail: Some(Detail { stage: stage.clone(), done: *done, total: *total }),

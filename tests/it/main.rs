@@ -1,5 +1,7 @@
 //! The one test binary: every area is a module here.
 
+#[cfg(feature = "failpoints")]
+mod chaos; // workers, servers and disks that fail on purpose
 mod cli; // the command line: help, messages, exit codes, a whole job
 mod config; // where each setting comes from
 mod corpus; // hostile model files, each with its class

@@ -55,13 +55,13 @@ fn start() -> String {
     panic!("`{}` did not start {TRIES} times; its log:\n{log}", program.display());
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("an address").port()
 }
 
 /// Starts the server from a thread that lives as long as the process: its parent's death signal follows the thread.
-fn spawn(program: &Path, folder: &Path, port: u16) -> Child {
+pub(crate) fn spawn(program: &Path, folder: &Path, port: u16) -> Child {
     let log = std::fs::File::create(folder.join("server.log")).expect("a log file");
     let errors = log.try_clone().expect("a second handle");
     let mut command = Command::new(program);
@@ -101,7 +101,7 @@ fn spawn(program: &Path, folder: &Path, port: u16) -> Child {
 }
 
 /// Waits until the port answers; false when the server ended instead.
-fn is_up(child: &mut Child, port: u16) -> bool {
+pub(crate) fn is_up(child: &mut Child, port: u16) -> bool {
     let start = Instant::now();
     while start.elapsed() < super::PATIENCE {
         if child.try_wait().expect("a state").is_some() {

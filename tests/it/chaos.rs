@@ -1,0 +1,82 @@
+//! Faults on purpose: workers and servers that are killed, frozen, cut off or told to stop, and full disks.
+//!
+//! The short form is what runs with the other tests. `GENVIDEO_CHAOS` asks for the long one, which `scripts/chaos`
+//! starts: words such as `kills=10 random=100 zombies=3`, each a series. Whatever happens, a job has its one result,
+//! with the bytes of an undisturbed run, and leaves nothing else.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+#![allow(clippy::print_stderr, reason = "a long run says where it is")]
+
+mod deaths;
+mod field;
+mod tally;
+
+use serde_json::Value;
+
+use deaths::{Dice, Thaw, Trap};
+use field::{Field, Quiet, small};
+use tally::Row;
+
+/// The long form.
+#[tokio::test(flavor = "multi_thread")]
+async fn as_long_as_asked() {
+    let asked = std::env::var("GENVIDEO_CHAOS").unwrap_or_default();
+    let mut rows = Vec::new();
+    for word in asked.split_whitespace() {
+        let (series, count) = word.split_once('=').expect("SERIES=COUNT");
+        let count: u32 = count.parse().expect("a count");
+        let start = std::time::Instant::now();
+        rows.extend(run(series, count).await);
+        eprintln!("{series}: {:.0?}\n{}", start.elapsed(), tally::table(&rows));
+        tally::write(&rows);
+    }
+    rows.iter().for_each(Row::assert_clean);
+}
+
+async fn run(series: &str, count: u32) -> Vec<Row> {
+    let field = Field::open().await;
+    let input = small("video");
+    let quiet = field.quiet(&input).await;
+    eprintln!("undisturbed: {:.2?} {:?}", quiet.took, quiet.visits);
+    let mut dice = Dice::new(7);
+    let job = (&input, &quiet);
+    match series {
+        "kills" => kills(&field, job, count, &mut dice).await,
+        "random" => vec![random(&field, job, count, &mut dice).await],
+        "zombies" => vec![zombies(&field, job, count, &mut dice).await],
+        other => panic!("no series `{other}`"),
+    }
+}
+
+async fn kills(field: &Field, job: (&Value, &Quiet), count: u32, dice: &mut Dice) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for point in genvideo::failpoint::POINTS {
+        let mut row = Row::new(&format!("kill at `{point}`"));
+        for _ in 0..count {
+            let skip = deaths::somewhere(job.1, point, dice);
+            deaths::kill_at(field, job, Trap { point, action: "kill", skip }, &mut row).await;
+        }
+        rows.push(row);
+    }
+    rows
+}
+
+async fn random(field: &Field, job: (&Value, &Quiet), count: u32, dice: &mut Dice) -> Row {
+    let mut row = Row::new("kill at a random moment");
+    while row.faults < count {
+        deaths::kill_any_time(field, job, dice, &mut row).await;
+    }
+    row
+}
+
+async fn zombies(field: &Field, job: (&Value, &Quiet), count: u32, dice: &mut Dice) -> Row {
+    let mut row = Row::new("freeze, then wake up");
+    let thaws = [Thaw::AfterTheResult, Thaw::WhileAnotherWorks, Thaw::AfterItsTime];
+    for point in genvideo::failpoint::POINTS {
+        for thaw in thaws.into_iter().cycle().take(count.try_into().unwrap()) {
+            let skip = deaths::somewhere(job.1, point, dice);
+            let trap = Trap { point, action: "freeze", skip };
+            deaths::zombie(field, job, (trap, thaw), &mut row).await;
+        }
+    }
+    row
+}
