@@ -4,6 +4,7 @@
 //! exit code here and nowhere else.
 
 mod cancel;
+mod clean;
 mod deliver;
 mod display;
 mod doctor;
@@ -83,6 +84,8 @@ enum Command {
     Models(models::Args),
     /// Say what a checkpoint, LoRA, PNG or mp4 is and how it was made
     Inspect(inspect::Args),
+    /// Remove what no job needs any more, and results that are old enough
+    Clean(clean::Args),
     /// Check that this machine can do it all, and say how to mend what cannot
     Doctor(doctor::Args),
     /// Print a job's workflow history as JSON
@@ -206,6 +209,7 @@ async fn dispatch(command: Command, config: &Config, output: &mut Output) -> Res
         Command::Render(args) => render::render(args, config, output).await,
         Command::Models(args) => models::models(args, config, output),
         Command::Inspect(args) => inspect::inspect(&args, output),
+        Command::Clean(args) => clean::clean(&args, config, output),
         Command::Doctor(args) => doctor::doctor(args, config, output).await,
         Command::History(args) => history::history(args, config, output).await,
     }

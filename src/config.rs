@@ -44,6 +44,8 @@ const SETTINGS: &[Setting] = &[
         &["GENVIDEO_CHECKPOINT_INTERVAL"],
         "a time from 0s to 1h, such as `10s`",
     ),
+    setting("disk_quota", &["GENVIDEO_DISK_QUOTA"], "`none` or a size such as `50GB`"),
+    setting("keep_results", &["GENVIDEO_KEEP_RESULTS"], "`forever` or days such as `30d`"),
     setting("drain_deadline", &["GENVIDEO_DRAIN_DEADLINE"], "a time from 0s to 1h, such as `30s`"),
     setting("temporal_cli", &["GENVIDEO_TEMPORAL_CLI"], "the path of the `temporal` program"),
     setting("threads", &["GENVIDEO_THREADS"], "`auto` or a whole number from 1 to 1024"),
@@ -161,6 +163,10 @@ pub struct Config {
     pub heartbeat_timeout: Duration,
     /// Most work that a dead worker may cost.
     pub checkpoint_interval: Duration,
+    /// Most bytes the store may hold.
+    pub disk_quota: Option<u64>,
+    /// Age at which results are removed; `None` keeps them.
+    pub keep_results: Option<Duration>,
     /// Time a worker has to stop in good order.
     pub drain_deadline: Duration,
     /// The `temporal` program, when it is not on `PATH`.
@@ -247,6 +253,8 @@ impl Config {
             temporal_address: sources.one("temporal_address", value::address)?,
             temporal_cli: sources.path("temporal_cli")?,
             threads: sources.one("threads", value::threads)?.flatten(),
+            disk_quota: sources.one("disk_quota", value::quota)?.flatten(),
+            keep_results: sources.one("keep_results", value::days)?.flatten(),
             data_dir,
             cache_dir,
             models_dirs,

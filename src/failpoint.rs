@@ -106,7 +106,8 @@ mod armed {
     fn parse(text: &str) -> Result<Plan, String> {
         let mut plan = Plan::default();
         for item in text.split(';').map(str::trim).filter(|item| !item.is_empty()) {
-            let wrong = || format!("`{item}` is no fault, wanted `POINT=ACTION[,skip=N][,once=FILE]`");
+            let wrong =
+                || format!("`{item}` is no fault, wanted `POINT=ACTION[,skip=N][,once=FILE]`");
             let (point, rest) = item.split_once('=').ok_or_else(wrong)?;
             if point == "trace" {
                 let file = File::options().create(true).append(true).open(rest);
@@ -114,7 +115,10 @@ mod armed {
                 continue;
             }
             if !super::POINTS.contains(&point) {
-                return Err(format!("`{point}` is no point, known are {}", super::POINTS.join(", ")));
+                return Err(format!(
+                    "`{point}` is no point, known are {}",
+                    super::POINTS.join(", ")
+                ));
             }
             let mut words = rest.split(',');
             let action = words.next().and_then(action).ok_or_else(wrong)?;
@@ -200,7 +204,9 @@ mod armed {
             assert_eq!((first.skip, first.once.as_deref()), (2, Some("/tmp/x".as_ref())));
             assert_eq!(first.action, Action::Signal(libc::SIGKILL));
             assert_eq!(second.action, Action::Error("ENOSPC".to_owned()));
-            for bad in ["step_done", "nowhere=kill", "trailer=die", "trailer=kill,often", "sealed=stall:x"] {
+            for bad in
+                ["step_done", "nowhere=kill", "trailer=die", "trailer=kill,often", "sealed=stall:x"]
+            {
                 assert!(parse(bad).is_err(), "{bad}");
             }
         }

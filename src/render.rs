@@ -21,6 +21,7 @@ mod gen_video;
 mod hash;
 mod infer;
 mod models;
+mod room;
 mod settled;
 
 use std::collections::BTreeMap;
@@ -31,8 +32,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::engine;
-use crate::hub::Library;
 use crate::failpoint;
+use crate::hub::Library;
 use crate::job::ValidJob;
 use crate::job::class::Fault;
 use crate::job::result::JobResult;
@@ -59,6 +60,8 @@ pub struct Settings {
     pub threads: Option<usize>,
     /// Most work that a dead worker may cost: checkpoints are kept this often.
     pub checkpoint_every: Duration,
+    /// Most bytes the store may hold; `None` for as many as the disk takes.
+    pub disk_quota: Option<u64>,
     /// Text-to-image model of jobs that name none; `None` takes the library's default.
     pub image_model: Option<String>,
     /// Image-to-video model of jobs that name none.
@@ -316,6 +319,7 @@ impl Renderer {
     /// Decides models, sizes, counts and parameters of `job`, or names every reason why this machine cannot do it.
     pub fn plan(&self, job: &ValidJob, seed: u64) -> Result<Plan, Error> {
         let plan = plan::plan(&self.inner.settings, job, seed)?;
+        room::check(&self.inner.settings, &plan)?;
         point("planned")?;
         Ok(plan)
     }

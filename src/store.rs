@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::failpoint;
-pub use clean::Swept;
+pub use clean::{Ages, Swept};
 pub use key::{JobKey, hash as sha256, hex};
 
 /// Bytes of a file that are held in memory at once.

@@ -10,14 +10,14 @@ use tokio::sync::oneshot;
 
 use super::failure::Failure;
 use super::output;
-use super::supervise;
 use super::signals::Signals;
+use super::supervise;
 use crate::client::{Jobs, Target};
 use crate::config::{Config, Origin};
 use crate::devserver::{self, DevServer};
 use crate::hub::{Extras, Library, Places};
 use crate::render::{Renderer, Settings};
-use crate::store::Store;
+use crate::store::{Ages, Store};
 use crate::worker::{self, WorkerSettings};
 
 /// Port of the embedded server when nobody else has it: the one Temporal clients try by themselves.
@@ -25,6 +25,8 @@ const PORT: u16 = 7233;
 
 /// Age after which no job can need what it left: longer than any job may take.
 const LEFT_BEHIND: Duration = Duration::from_secs(8 * 86_400);
+/// How often a worker looks for it.
+const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 
 /// A server that answers.
 pub(crate) struct Session {
@@ -142,7 +144,7 @@ impl Session {
         renderer: Renderer,
         signals: &Signals,
     ) -> Result<(), Failure> {
-        sweep(&renderer);
+        let _sweeper = Sweeper::start(&renderer, config);
         let mut signals = signals.clone();
         let until_signal = async move {
             signals.first().await;
@@ -164,13 +166,37 @@ async fn until_told(signals: &Signals) {
     output::note("stopping; once more to leave at once");
 }
 
-/// Removes, beside the work, what jobs of long ago left in the store.
-fn sweep(renderer: &Renderer) {
-    let store = renderer.store().clone();
-    tokio::task::spawn_blocking(move || match store.sweep(LEFT_BEHIND) {
-        Ok(swept) => tracing::debug!(?swept, "swept the store"),
-        Err(error) => tracing::warn!(%error, "the store was not swept"),
-    });
+/// Removes, beside the work, what is too old, now and every hour until it is dropped.
+struct Sweeper(tokio::task::JoinHandle<()>);
+
+impl Sweeper {
+    fn start(renderer: &Renderer, config: &Config) -> Self {
+        let (store, ages) = (renderer.store().clone(), ages(config));
+        Self(tokio::spawn(async move {
+            let mut timer = tokio::time::interval(SWEEP_EVERY);
+            loop {
+                timer.tick().await;
+                let store = store.clone();
+                let swept = tokio::task::spawn_blocking(move || store.sweep_with(&ages, false));
+                match swept.await {
+                    Ok(Ok(swept)) => tracing::debug!(?swept, "swept the store"),
+                    Ok(Err(error)) => tracing::warn!(%error, "the store was not swept"),
+                    Err(error) => tracing::warn!(%error, "the sweep ended early"),
+                }
+            }
+        }))
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// How old things in the store may become.
+pub(crate) fn ages(config: &Config) -> Ages {
+    Ages { left_behind: LEFT_BEHIND, results: config.keep_results }
 }
 
 async fn leave(server: DevServer) {
@@ -222,6 +248,7 @@ pub(crate) fn renderer(config: &Config, store: Store) -> Renderer {
         dtype: config.dtype.clone(),
         memory: config.memory.clone(),
         checkpoint_every: config.checkpoint_interval,
+        disk_quota: config.disk_quota,
         threads: config.threads,
         image_model: config.image_model.clone(),
         video_model: config.video_model.clone(),

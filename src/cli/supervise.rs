@@ -67,7 +67,8 @@ pub(crate) async fn keep(
             let message = format!("the worker does not start: {cause}");
             return Err(Failure::new(exit::FAILED, "WORKER", message));
         }
-        pause = if started.elapsed() > STEADY { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+        pause =
+            if started.elapsed() > STEADY { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
         tracing::info!("another worker starts in {:.1} s", pause.as_secs_f64());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -187,7 +188,12 @@ impl Watched {
         tokio::time::timeout(FIRST_PAUSE, rest).await.ok();
         let tasks = self.desk.lock().unwrap_or_else(PoisonError::into_inner).clear();
         for task in tasks {
-            tracing::error!(job = task.job, stage = task.stage, attempt = task.attempt, "died with the worker");
+            tracing::error!(
+                job = task.job,
+                stage = task.stage,
+                attempt = task.attempt,
+                "died with the worker"
+            );
             // The heartbeat timeout does the same, later.
             if let Err(error) = session.jobs.worker_died(&task, cause).await {
                 tracing::warn!(%error, "the server was not told");

@@ -401,7 +401,7 @@ fn is_list(setting: &Setting) -> bool {
 
 /// A number of something, or of seconds.
 fn is_number(setting: &Setting) -> bool {
-    setting.wanted.contains("a whole number") || setting.wanted.starts_with("a time")
+    ["a whole number", "a time", "a size", "days"].iter().any(|kind| setting.wanted.contains(kind))
 }
 
 fn shown(paths: &[PathBuf]) -> String {

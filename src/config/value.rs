@@ -76,6 +76,45 @@ fn duration(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()
 }
 
+/// `none`, or bytes: `50GB`, `1.5 TB`, `800MiB`; at least one.
+pub(super) fn quota(text: &str) -> Option<Option<u64>> {
+    let text = text.trim().to_ascii_lowercase();
+    if text == "none" {
+        return Some(None);
+    }
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let unit = match unit.trim() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" | "g" => 1e9,
+        "tb" | "t" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        _ => return None,
+    };
+    let bytes = number.parse::<f64>().ok()? * unit;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "in range, rounded down"
+    )]
+    (1.0..9e15).contains(&bytes).then_some(Some(bytes as u64))
+}
+
+/// `forever`, or whole days: `30d` or `30`; at least one.
+pub(super) fn days(text: &str) -> Option<Option<Duration>> {
+    let text = text.trim();
+    if text == "forever" {
+        return Some(None);
+    }
+    let days: u32 = text.strip_suffix('d').unwrap_or(text).trim().parse().ok()?;
+    (days > 0).then(|| Some(Duration::from_secs(86_400 * u64::from(days))))
+}
+
 /// A text that is not shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);

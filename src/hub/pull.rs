@@ -202,7 +202,7 @@ fn preflight(folder: &Path, needed: u64) -> Result<(), Error> {
 }
 
 /// Bytes that an ordinary user may still write below `folder`; `None` where the system does not say.
-fn free_space(folder: &Path) -> Option<u64> {
+pub fn free_space(folder: &Path) -> Option<u64> {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
     let mut found = std::mem::MaybeUninit::<libc::statvfs>::uninit();

@@ -4,7 +4,7 @@
 //! no claim but the removed one is left; blobs go before their claims, so that a crash in between leaves a claim,
 //! which the next clean-up sees, and never an unclaimed blob.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::{self, Metadata};
 use std::io;
@@ -15,9 +15,20 @@ use crate::failpoint;
 
 use super::{Error, JobKey, Store, key, reading, writing};
 
+/// How old things must be to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ages {
+    /// What no job needs any more; longer than a job may run.
+    pub left_behind: Duration,
+    /// Results of finished jobs; `None` keeps them for ever.
+    pub results: Option<Duration>,
+}
+
 /// What a sweep removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
+    /// Results that were old enough.
+    pub results: u64,
     /// Files under `tmp` and uploads that were never finished.
     pub temp_files: u64,
     /// Folders with a job's checkpoints and frames.
@@ -47,7 +58,7 @@ impl Store {
             remove_tree(&self.root().join("jobs").join(job.as_str()))?;
         }
         let kept = named.unwrap_or_default();
-        self.drop_claims(job.as_str(), |sha256, _| !kept.contains(sha256))?;
+        self.drop_claims(job.as_str(), |sha256| !kept.contains(sha256))?;
         Ok(())
     }
 
@@ -55,33 +66,105 @@ impl Store {
     /// `older_than` ago, and old blobs that no claim and no manifest names. `older_than` must be longer than a job
     /// may run.
     pub fn sweep(&self, older_than: Duration) -> Result<Swept, Error> {
-        let _held = self.lock_alone()?;
-        let mut swept = Swept::default();
-        self.sweep_temp(older_than, &mut swept)?;
-        self.sweep_work(older_than, &mut swept)?;
-        let mut needed = HashSet::new();
-        for (owner, _) in entries(&self.root().join("claims"))? {
-            let owner = owner.to_string_lossy().into_owned();
-            let manifest =
-                JobKey::parse(&owner).ok().map(|job| self.named_by(&job)).transpose()?.flatten();
-            swept.add(self.drop_claims(&owner, |sha256, data| match &manifest {
-                Some(named) => !named.contains(sha256),
-                None => is_older(data, older_than),
-            })?);
+        self.sweep_with(&Ages { left_behind: older_than, results: None }, false)
+    }
+
+    /// As [`sweep`](Self::sweep), and results of a certain age go too; `dry_run` removes nothing and only counts.
+    pub fn sweep_with(&self, ages: &Ages, dry_run: bool) -> Result<Swept, Error> {
+        let _held = if dry_run { self.lock_shared()? } else { self.lock_alone()? };
+        let rubbish = self.rubbish(ages)?;
+        let swept = rubbish.count()?;
+        if !dry_run {
+            rubbish.remove()?;
         }
-        for (_, folder) in entries(&self.root().join("claims"))? {
-            needed.extend(entries(&folder)?.into_iter().map(|(sha256, _)| sha256));
+        Ok(swept)
+    }
+
+    /// Bytes of all that lies in the store.
+    pub fn usage(&self) -> Result<u64, Error> {
+        let mut bytes = 0;
+        let mut folders = vec![self.root().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for (_, path) in entries(&folder)? {
+                match metadata(&path)? {
+                    Some(data) if data.is_dir() => folders.push(path),
+                    Some(data) => bytes += data.len(),
+                    None => {}
+                }
+            }
         }
-        for (job, folder) in entries(&self.root().join("jobs"))? {
-            let Ok(job) = JobKey::parse(&job.to_string_lossy()) else { continue };
+        Ok(bytes)
+    }
+
+    /// What a sweep removes.
+    fn rubbish(&self, ages: &Ages) -> Result<Rubbish, Error> {
+        let mut rubbish = Rubbish::default();
+        for (_, path) in entries(&self.root().join("tmp"))? {
+            rubbish.temp.extend(old_file(path, ages.left_behind)?);
+        }
+        let stays = self.published(ages, &mut rubbish)?;
+        for (name, folder) in entries(&self.root().join("work"))? {
+            let is_over = self.root().join("jobs").join(&name).join("manifest.json").exists();
+            if is_over || is_tree_older(&folder, ages.left_behind)? {
+                rubbish.work.push(folder);
+            }
+        }
+        let mut needed: HashSet<OsString> =
+            stays.values().flatten().map(|sha256| OsString::from(sha256.as_str())).collect();
+        let mut dropped = HashSet::new();
+        for (owner, folder) in entries(&self.root().join("claims"))? {
+            let is_over = rubbish.jobs.iter().any(|job| job.ends_with(&owner));
+            for (sha256, claim) in entries(&folder)? {
+                let Some(data) = metadata(&claim)? else { continue };
+                let goes = match stays.get(&owner) {
+                    Some(named) => !named.contains(&*sha256.to_string_lossy()),
+                    None => is_over || is_older(&data, ages.left_behind),
+                };
+                if goes {
+                    rubbish.claims.push(claim);
+                    dropped.insert(sha256);
+                } else {
+                    needed.insert(sha256);
+                }
+            }
+        }
+        for (name, path) in entries(&self.root().join("blobs"))? {
+            if needed.contains(&name) {
+                continue;
+            }
+            if key::content_hash(&name.to_string_lossy()).is_err() {
+                // What a writer that died left beside its target: `<sha256>#1`.
+                rubbish.temp.extend(old_file(path, ages.left_behind)?);
+            } else if dropped.contains(&name) {
+                rubbish.blobs.push(path);
+            } else {
+                rubbish.blobs.extend(old_file(path, ages.left_behind)?);
+            }
+        }
+        Ok(rubbish)
+    }
+
+    /// The published jobs that stay, with the hashes they name; the others go to the rubbish.
+    fn published(
+        &self,
+        ages: &Ages,
+        rubbish: &mut Rubbish,
+    ) -> Result<HashMap<OsString, HashSet<String>>, Error> {
+        let mut stays = HashMap::new();
+        for (name, folder) in entries(&self.root().join("jobs"))? {
+            let Ok(job) = JobKey::parse(&name.to_string_lossy()) else { continue };
+            let data = metadata(&folder.join("manifest.json"))?;
+            let is_old = |age| data.as_ref().is_some_and(|data| is_older(data, age));
             match self.named_by(&job)? {
-                Some(named) => needed.extend(named.into_iter().map(OsString::from)),
-                None if is_tree_older(&folder, older_than)? => remove_tree(&folder)?,
+                Some(_) if ages.results.is_some_and(is_old) => rubbish.jobs.push(folder),
+                Some(named) => {
+                    stays.insert(name, named);
+                }
+                None if is_tree_older(&folder, ages.left_behind)? => rubbish.remains.push(folder),
                 None => {}
             }
         }
-        self.sweep_blobs(older_than, &needed, &mut swept)?;
-        Ok(swept)
+        Ok(stays)
     }
 
     /// Hashes named by the job's manifest; `None` when the job has not published.
@@ -89,97 +172,72 @@ impl Store {
         Ok(self.manifest(job)?.map(|manifest| key::named(&manifest).into_iter().collect()))
     }
 
-    /// Drops those claims of `owner` that `goes` picks, and with each its blob when nobody else claims it. Gives the
-    /// number of blobs removed and their bytes.
-    fn drop_claims(
-        &self,
-        owner: &str,
-        goes: impl Fn(&str, &Metadata) -> bool,
-    ) -> Result<Swept, Error> {
-        let mut dropped = Swept::default();
+    /// Drops those claims of `owner` that `goes` picks, and with each its blob when nobody else claims it.
+    fn drop_claims(&self, owner: &str, goes: impl Fn(&str) -> bool) -> Result<(), Error> {
         let folder = self.root().join("claims").join(owner);
         for (sha256, claim) in entries(&folder)? {
             let sha256 = sha256.to_string_lossy();
-            let Some(data) = metadata(&claim)? else { continue };
-            if !goes(&sha256, &data) {
+            if !goes(&sha256) {
                 continue;
             }
-            let blob = self.root().join("blobs").join(&*sha256);
-            if !self.is_claimed_by_others(owner, &sha256)?
-                && let Some(bytes) = remove_file(&blob)?
-            {
-                dropped.blobs += 1;
-                dropped.bytes += bytes;
+            if !self.is_claimed_by_others(owner, &sha256)? {
+                remove_file(&self.root().join("blobs").join(&*sha256))?;
             }
             remove_file(&claim)?;
         }
         // Not empty when some claims stay, absent when there were none: both are fine.
         fs::remove_dir(&folder).ok();
-        Ok(dropped)
+        Ok(())
     }
 
     fn is_claimed_by_others(&self, owner: &str, sha256: &str) -> Result<bool, Error> {
         let claims = entries(&self.root().join("claims"))?;
         Ok(claims.into_iter().any(|(other, folder)| other != owner && folder.join(sha256).exists()))
     }
-
-    fn sweep_temp(&self, older_than: Duration, swept: &mut Swept) -> Result<(), Error> {
-        for (_, path) in entries(&self.root().join("tmp"))? {
-            swept.add_temp_file(remove_old_file(&path, older_than)?);
-        }
-        Ok(())
-    }
-
-    fn sweep_work(&self, older_than: Duration, swept: &mut Swept) -> Result<(), Error> {
-        for (name, folder) in entries(&self.root().join("work"))? {
-            let published = match JobKey::parse(&name.to_string_lossy()) {
-                Ok(job) => self.manifest(&job)?.is_some(),
-                Err(_) => false,
-            };
-            if published || is_tree_older(&folder, older_than)? {
-                remove_tree(&folder)?;
-                swept.work_folders += 1;
-            }
-        }
-        Ok(())
-    }
-
-    fn sweep_blobs(
-        &self,
-        older_than: Duration,
-        needed: &HashSet<OsString>,
-        swept: &mut Swept,
-    ) -> Result<(), Error> {
-        for (name, path) in entries(&self.root().join("blobs"))? {
-            if needed.contains(&name) {
-                continue;
-            }
-            let removed = remove_old_file(&path, older_than)?;
-            if key::content_hash(&name.to_string_lossy()).is_err() {
-                // What a writer that died left beside its target: `<sha256>#1`.
-                swept.add_temp_file(removed);
-            } else if let Some(bytes) = removed {
-                swept.blobs += 1;
-                swept.bytes += bytes;
-            }
-        }
-        Ok(())
-    }
 }
 
-impl Swept {
-    fn add(&mut self, other: Self) {
-        self.temp_files += other.temp_files;
-        self.work_folders += other.work_folders;
-        self.blobs += other.blobs;
-        self.bytes += other.bytes;
+/// What a sweep removes, by kind.
+#[derive(Debug, Default)]
+struct Rubbish {
+    /// Folders of results that are too old.
+    jobs: Vec<PathBuf>,
+    /// Folders of jobs that never published.
+    remains: Vec<PathBuf>,
+    work: Vec<PathBuf>,
+    temp: Vec<PathBuf>,
+    blobs: Vec<PathBuf>,
+    claims: Vec<PathBuf>,
+}
+
+impl Rubbish {
+    fn count(&self) -> Result<Swept, Error> {
+        let mut bytes = 0;
+        for file in self.temp.iter().chain(&self.blobs) {
+            bytes += metadata(file)?.map_or(0, |data| data.len());
+        }
+        Ok(Swept {
+            results: self.jobs.len() as u64,
+            temp_files: self.temp.len() as u64,
+            work_folders: self.work.len() as u64,
+            blobs: self.blobs.len() as u64,
+            bytes,
+        })
     }
 
-    fn add_temp_file(&mut self, removed: Option<u64>) {
-        if let Some(bytes) = removed {
-            self.temp_files += 1;
-            self.bytes += bytes;
+    /// A result goes before its files, and a file before its claim, so that a crash in between leaves nothing that
+    /// names what is gone, and a claim for the next sweep to see.
+    fn remove(self) -> Result<(), Error> {
+        for folder in self.jobs.iter().chain(&self.remains).chain(&self.work) {
+            remove_tree(folder)?;
         }
+        for file in self.blobs.iter().chain(&self.claims).chain(&self.temp) {
+            remove_file(file)?;
+        }
+        for owner in self.claims.iter().filter_map(|claim| claim.parent()) {
+            // Not empty when some claims stay: both are fine.
+            fs::remove_dir(owner).ok();
+        }
+        Ok(())
     }
 }
 
@@ -224,21 +282,18 @@ fn is_tree_older(folder: &Path, than: Duration) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// Removes a file; its length, or `None` when it was not there.
-fn remove_file(path: &Path) -> Result<Option<u64>, Error> {
-    let Some(data) = metadata(path)? else { return Ok(None) };
+/// Removes a file if it is there.
+fn remove_file(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
-        Ok(()) => Ok(Some(data.len())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(writing(path, source)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(writing(path, error)),
+        _ => Ok(()),
     }
 }
 
-fn remove_old_file(path: &Path, older_than: Duration) -> Result<Option<u64>, Error> {
-    match metadata(path)? {
-        Some(data) if data.is_file() && is_older(&data, older_than) => remove_file(path),
-        _ => Ok(None),
-    }
+/// The path when there is a file that has not changed since `than` ago.
+fn old_file(path: PathBuf, than: Duration) -> Result<Option<PathBuf>, Error> {
+    let data = metadata(&path)?;
+    Ok(data.is_some_and(|data| data.is_file() && is_older(&data, than)).then_some(path))
 }
 
 fn remove_tree(folder: &Path) -> Result<(), Error> {

@@ -69,7 +69,9 @@ pub struct Beat {
 impl Beat {
     /// The cause as the end of a sentence.
     fn died_of(&self) -> String {
-        self.cause.as_ref().map_or_else(String::new, |cause| format!("; the worker died before: {cause}"))
+        self.cause
+            .as_ref()
+            .map_or_else(String::new, |cause| format!("; the worker died before: {cause}"))
     }
 }
 
@@ -98,8 +100,11 @@ where
 {
     let first = first_beat(ctx);
     if first.deaths >= policy::MAX_DEATHS {
-        let message =
-            format!("{} attempts at this stage ended with the worker's death{}", first.deaths, first.died_of());
+        let message = format!(
+            "{} attempts at this stage ended with the worker's death{}",
+            first.deaths,
+            first.died_of()
+        );
         return Err(ActivityError::application(failure::fatal(ErrorClass::Poison, message)));
     }
     let (sender, mut receiver) = watch::channel(Report::new("load", 0, 0));
@@ -161,7 +166,12 @@ where
         tokio::select! {
             done = &mut job => return match done {
                 Ok(Ok(value)) => Ok(value),
-                Ok(Err(error)) => Err(ActivityError::application(failure::of_render(&error, false))),
+                Ok(Err(error)) => {
+                    // Whoever has to make room is not helped by minutes of waiting.
+                    let full = render::class(&error) == ErrorClass::DiskFull;
+                    let last = full && ctx.info().attempt >= policy::MAX_ERRORS;
+                    Err(ActivityError::application(failure::of_render(&error, last)))
+                }
                 Err(error) => Err(broken(error)),
             },
             _ = timer.tick() => if let Err(error) = ctx.record_heartbeat(()).await {

@@ -6,14 +6,21 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 #![allow(clippy::print_stderr, reason = "a long run says where it is")]
 
+mod crowd;
 mod deaths;
 mod field;
+mod outages;
+mod proxy;
+mod stops;
 mod tally;
+
+use std::time::Duration;
 
 use serde_json::Value;
 
 use deaths::{Dice, Thaw, Trap};
 use field::{Field, Quiet, small};
+use outages::What;
 use tally::Row;
 
 /// The long form.
@@ -43,6 +50,21 @@ async fn run(series: &str, count: u32) -> Vec<Row> {
         "kills" => kills(&field, job, count, &mut dice).await,
         "random" => vec![random(&field, job, count, &mut dice).await],
         "zombies" => vec![zombies(&field, job, count, &mut dice).await],
+        "servers" => outages(&field, job, count, &mut dice).await,
+        "terms" => terms(&field, job, count, &mut dice).await,
+        "cancels" => cancels(&field, job, count, &mut dice).await,
+        "full" => vec![full(&field, job, count).await],
+        "queue" => {
+            let mut row = Row::new(&format!("{count} jobs at once, worker and server killed"));
+            crowd::queue(&field, count, &mut row).await;
+            vec![row]
+        }
+        "minutes" => {
+            let mut row = Row::new(&format!("{count} minutes of faults"));
+            let time = Duration::from_secs(60 * u64::from(count));
+            crowd::soak(&field, job, (time, &mut dice), &mut row).await;
+            vec![row]
+        }
         other => panic!("no series `{other}`"),
     }
 }
@@ -76,6 +98,62 @@ async fn zombies(field: &Field, job: (&Value, &Quiet), count: u32, dice: &mut Di
             let skip = deaths::somewhere(job.1, point, dice);
             let trap = Trap { point, action: "freeze", skip };
             deaths::zombie(field, job, (trap, thaw), &mut row).await;
+        }
+    }
+    row
+}
+
+/// Half of the outages are shorter than the heartbeat timeout, half longer.
+async fn outages(field: &Field, job: (&Value, &Quiet), count: u32, dice: &mut Dice) -> Vec<Row> {
+    let long = outages::PATIENT + Duration::from_secs(3);
+    let mut rows = Vec::new();
+    for (name, what, time) in [
+        ("server killed for a moment", What::Server, Duration::from_millis(500)),
+        ("server killed for longer than the heartbeat timeout", What::Server, long),
+        ("way to the server cut for a moment", What::Way, Duration::from_millis(500)),
+        ("way to the server cut for longer than the heartbeat timeout", What::Way, long),
+    ] {
+        let mut row = Row::new(name);
+        for _ in 0..count.div_ceil(2) {
+            outages::outage(field, job, (what, time, dice), &mut row).await;
+        }
+        rows.push(row);
+    }
+    rows
+}
+
+async fn terms(field: &Field, job: (&Value, &Quiet), count: u32, dice: &mut Dice) -> Vec<Row> {
+    let mut stops = Row::new("SIGTERM at each point: the end");
+    let mut nexts = Row::new("SIGTERM at each point: the next attempt after it");
+    for point in genvideo::failpoint::POINTS {
+        for _ in 0..count {
+            let skip = deaths::somewhere(job.1, point, dice);
+            let trap = Trap { point, action: "stall:300", skip };
+            stops::terminate_at(field, job, trap, (&mut stops, &mut nexts)).await;
+        }
+    }
+    vec![stops, nexts]
+}
+
+async fn cancels(field: &Field, job: (&Value, &Quiet), count: u32, dice: &mut Dice) -> Vec<Row> {
+    let mut running = Row::new("cancel at each point");
+    for point in genvideo::failpoint::POINTS {
+        for _ in 0..count {
+            let skip = deaths::somewhere(job.1, point, dice);
+            let trap = Trap { point, action: "stall:100", skip };
+            stops::cancel_at(field, job, trap, &mut running).await;
+        }
+    }
+    let mut queued = Row::new("cancel while waiting for the device");
+    stops::cancel_queued(field, count * 10, &mut queued).await;
+    vec![running, queued]
+}
+
+async fn full(field: &Field, job: (&Value, &Quiet), count: u32) -> Row {
+    let mut row = Row::new("disk full");
+    for point in ["checkpoint_begun", "frame_encoded", "trailer", "blob_staged", "manifest_begun"] {
+        for _ in 0..count {
+            stops::full_at(field, job, point, &mut row).await;
         }
     }
     row

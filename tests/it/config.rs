@@ -89,7 +89,8 @@ fn defaults_need_nothing_but_a_home() {
     assert_eq!(config.drain_deadline, Duration::from_secs(30));
     assert_eq!((config.temporal_cli, config.threads), (None, None));
     let config = desk.config();
-    assert_eq!(config.origins().len(), 23);
+    assert_eq!((config.disk_quota, config.keep_results), (None, None));
+    assert_eq!(config.origins().len(), 25);
     assert!(config.origins().iter().all(|resolved| resolved.origin == Origin::Default));
     assert!(config.origins()[0].value.ends_with("/home/.local/share/genvideo"));
     for resolved in config.origins() {
@@ -273,6 +274,12 @@ fn values_are_what_their_setting_wants() {
     check("GENVIDEO_DTYPE", &["bf16", "F32"], &["f64", "half"]);
     check("GENVIDEO_THREADS", &["1", "auto", "1024"], &["0", "-1", "2.5", "1025"]);
     check("GENVIDEO_HEARTBEAT_TIMEOUT", &["1", "90 s", "1h"], &["0", "999ms", "2h", "1d", "s"]);
+    check(
+        "GENVIDEO_DISK_QUOTA",
+        &["none", "50GB", "1.5 tib", "7"],
+        &["0", "GB", "-1", "5 XB", "1e400"],
+    );
+    check("GENVIDEO_KEEP_RESULTS", &["forever", "30d", "1"], &["0", "0d", "1h", "-1d"]);
     check("GENVIDEO_DRAIN_DEADLINE", &["0", "2m", "1h", "250ms"], &["-1", "61m", "1e400"]);
     let addresses = ["127.0.0.1:7233", "[::1]:7233", "temporal:7233", "https://host:443/"];
     check("TEMPORAL_ADDRESS", &addresses, &["host", ":7233", "host:0", "host:99999", "a b:1"]);

@@ -49,6 +49,7 @@ fn bench() -> Bench {
         dtype: "f32".to_owned(),
         memory: "auto".to_owned(),
         checkpoint_every: std::time::Duration::ZERO,
+        disk_quota: None,
         threads: None,
         image_model: None,
         video_model: None,

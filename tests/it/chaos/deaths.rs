@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures::StreamExt;
 use serde_json::Value;
 
 use super::field::{Field, HEARTBEAT, Quiet, Trial, Visit, files_of, signal, small, tick};
@@ -9,6 +10,9 @@ use super::tally::Row;
 
 /// Points inside the store's lock: whoever stops there holds up everybody else.
 const LOCKED: &[&str] = &["blob_staged", "manifest_begun", "manifest_written", "cleanup"];
+
+/// Trials beside each other; each waits more than it works.
+pub(crate) const AT_ONCE: usize = 4;
 
 /// A source of numbers that look random.
 pub(crate) struct Dice(u64);
@@ -54,7 +58,12 @@ pub(crate) fn somewhere(quiet: &Quiet, point: &str, dice: &mut Dice) -> u32 {
 }
 
 /// Kills the worker at `point` of the job, once.
-pub(crate) async fn kill_at(field: &Field, (input, quiet): (&Value, &Quiet), trap: Trap<'_>, row: &mut Row) {
+pub(crate) async fn kill_at(
+    field: &Field,
+    (input, quiet): (&Value, &Quiet),
+    trap: Trap<'_>,
+    row: &mut Row,
+) {
     let mut trial = field.trial(&format!("kill-{}", trap.point));
     let faults = trap.text(&trial);
     trial.work(&faults);
@@ -77,10 +86,14 @@ fn note_times(trace: &[Visit], process: u32, death: u64, row: &mut Row) {
     if let Some(next) = trace.iter().find(|visit| visit.process != process && visit.at >= death) {
         row.times.push(next.at - death);
     }
-    let before: Vec<&Visit> = trace.iter().filter(|v| v.process == process && v.at <= death).collect();
-    let in_engine = ["text_encoded", "step_done", "chunk_decoded", "checkpoint_begun", "checkpoint_put"];
+    let before: Vec<&Visit> =
+        trace.iter().filter(|v| v.process == process && v.at <= death).collect();
+    let in_engine =
+        ["text_encoded", "step_done", "chunk_decoded", "checkpoint_begun", "checkpoint_put"];
     if before.last().is_some_and(|visit| in_engine.contains(&visit.point.as_str())) {
-        let kept = before.iter().rfind(|v| ["checkpoint_marked", "model_loaded"].contains(&v.point.as_str()));
+        let kept = before
+            .iter()
+            .rfind(|v| ["checkpoint_marked", "model_loaded"].contains(&v.point.as_str()));
         row.work.extend(kept.map(|kept| death - kept.at));
     }
 }
@@ -103,7 +116,9 @@ pub(crate) async fn judge(trial: &mut Trial<'_>, id: &str, quiet: &Quiet, row: &
         worker.stop().await;
     }
     let trace = trial.trace();
-    let count = |point: &str| u32::try_from(trace.iter().filter(|visit| visit.point == point).count()).unwrap();
+    let count = |point: &str| {
+        u32::try_from(trace.iter().filter(|visit| visit.point == point).count()).unwrap()
+    };
     row.doubled += count("manifest_written").saturating_sub(1);
     row.retries += count("stage_begun").saturating_sub(quiet.visits["stage_begun"]);
     let job = [(id.to_owned(), result)];
@@ -122,7 +137,12 @@ pub(crate) async fn judge(trial: &mut Trial<'_>, id: &str, quiet: &Quiet, row: &
 }
 
 /// Kills a worker at a random moment of a job, with or without the process that watches over it.
-pub(crate) async fn kill_any_time(field: &Field, (input, quiet): (&Value, &Quiet), dice: &mut Dice, row: &mut Row) {
+pub(crate) async fn kill_any_time(
+    field: &Field,
+    (input, quiet): (&Value, &Quiet),
+    dice: &mut Dice,
+    row: &mut Row,
+) {
     let mut trial = field.trial("random");
     trial.work("");
     let id = trial.submit(input).await;
@@ -178,10 +198,10 @@ pub(crate) async fn zombie(
     };
     row.faults += 1;
     let frozen = now();
-    let watcher = parent(process).filter(|watcher| {
-        trial.workers.iter().any(|worker| worker.process() == Some(*watcher))
-    });
-    let all = |number| watcher.into_iter().chain([process]).for_each(|process| signal(process, number));
+    let watcher = parent(process)
+        .filter(|watcher| trial.workers.iter().any(|worker| worker.process() == Some(*watcher)));
+    let all =
+        |number| watcher.into_iter().chain([process]).for_each(|process| signal(process, number));
     all(libc::SIGSTOP);
     let thaw = if LOCKED.contains(&trap.point) { Thaw::AfterItsTime } else { thaw };
     match thaw {
@@ -214,11 +234,19 @@ async fn a_worker_killed_anywhere_costs_nothing_but_time() {
     let field = Field::open().await;
     let input = small("video");
     let quiet = field.quiet(&input).await;
-    for point in genvideo::failpoint::POINTS {
-        let mut row = Row::new(point);
-        kill_at(&field, (&input, &quiet), Trap { point, action: "kill", skip: 0 }, &mut row).await;
+    let kill = |point: &'static str| {
+        let (field, job) = (&field, (&input, &quiet));
+        async move {
+            let mut row = Row::new(point);
+            kill_at(field, job, Trap { point, action: "kill", skip: 0 }, &mut row).await;
+            row
+        }
+    };
+    let points = futures::stream::iter(genvideo::failpoint::POINTS.iter().copied());
+    let rows: Vec<Row> = points.map(kill).buffer_unordered(AT_ONCE).collect().await;
+    for row in rows {
         row.assert_clean();
-        assert_eq!(row.faults, 1, "{point}");
+        assert_eq!(row.faults, 1, "{:?}", row.said);
     }
 }
 

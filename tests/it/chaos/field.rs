@@ -33,7 +33,8 @@ pub(crate) struct Server {
 impl Server {
     fn start(folder: &Path) -> Self {
         fs::create_dir_all(folder).unwrap();
-        let server = Self { child: Mutex::new(None), folder: folder.into(), port: server::free_port() };
+        let server =
+            Self { child: Mutex::new(None), folder: folder.into(), port: server::free_port() };
         server.begin();
         server
     }
@@ -96,7 +97,13 @@ impl Field {
         let number = self.trials.fetch_add(1, Ordering::Relaxed);
         let folder = self.machine.path(&format!("{number}-{name}"));
         fs::create_dir_all(&folder).unwrap();
-        Trial { field: self, queue: format!("chaos-{number}"), folder, workers: Vec::new() }
+        Trial {
+            field: self,
+            queue: format!("chaos-{number}"),
+            folder,
+            workers: Vec::new(),
+            heartbeat: HEARTBEAT,
+        }
     }
 
     /// Runs the job undisturbed.
@@ -144,6 +151,7 @@ pub(crate) struct Trial<'a> {
     pub(crate) folder: PathBuf,
     pub(crate) queue: String,
     pub(crate) workers: Vec<Worker>,
+    pub(crate) heartbeat: Duration,
 }
 
 impl Trial<'_> {
@@ -167,7 +175,7 @@ impl Trial<'_> {
         let mut command = self.field.machine.command(&arguments);
         command
             .env("GENVIDEO_DATA_DIR", &self.folder)
-            .env("GENVIDEO_HEARTBEAT_TIMEOUT", format!("{}s", HEARTBEAT.as_secs()))
+            .env("GENVIDEO_HEARTBEAT_TIMEOUT", format!("{}s", self.heartbeat.as_secs()))
             .env("GENVIDEO_CHECKPOINT_INTERVAL", format!("{}ms", CHECKPOINT.as_millis()))
             .env("GENVIDEO_THREADS", "1")
             .env("GENVIDEO_FAILPOINTS", faults);

@@ -49,7 +49,13 @@ impl Row {
     #[track_caller]
     pub(crate) fn assert_clean(&self) {
         let counts = [self.lost, self.doubled, self.different, self.leaked];
-        assert_eq!(counts, [0; 4], "{}: lost, doubled, different, leaked\n{}", self.name, self.said.join("\n"));
+        assert_eq!(
+            counts,
+            [0; 4],
+            "{}: lost, doubled, different, leaked\n{}",
+            self.name,
+            self.said.join("\n")
+        );
     }
 
     fn line(&self) -> String {
@@ -80,7 +86,11 @@ pub(crate) fn at(values: &[u64], share: f64) -> Option<u64> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable();
     let place = (sorted.len().saturating_sub(1) as f64 * share).ceil();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a place in a list")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a place in a list"
+    )]
     sorted.get(place as usize).copied()
 }
 

@@ -171,6 +171,7 @@ fn renderer(bench: &Bench, models: &Path) -> Renderer {
         dtype: "f32".to_owned(),
         memory: "auto".to_owned(),
         checkpoint_every: std::time::Duration::ZERO,
+        disk_quota: None,
         threads: None,
         image_model: Some("mine".to_owned()),
         video_model: None,

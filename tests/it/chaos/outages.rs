@@ -1,0 +1,68 @@
+//! Servers that are killed with their database, and ways to them that are cut.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::deaths::{Dice, judge, now};
+use super::field::{Field, Quiet, Trial, small, tick};
+use super::proxy::Proxy;
+use super::tally::Row;
+
+/// Heartbeat timeout of these trials: an outage is shorter or longer than this.
+pub(crate) const PATIENT: Duration = Duration::from_secs(6);
+
+/// What goes away.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum What {
+    Server,
+    Way,
+}
+
+/// Takes the server away at a random moment of a job, for `time`.
+pub(crate) async fn outage(
+    field: &Field,
+    (input, quiet): (&Value, &Quiet),
+    (what, time, dice): (What, Duration, &mut Dice),
+    row: &mut Row,
+) {
+    let mut trial: Trial<'_> = field.trial("outage");
+    trial.heartbeat = PATIENT;
+    let proxy = Proxy::to(field.server.address()).await;
+    let address = if what == What::Way { proxy.address.clone() } else { field.server.address() };
+    trial.work_at(&address, "");
+    let id = trial.submit(input).await;
+    let took = u64::try_from(quiet.took.as_millis()).unwrap();
+    let is_over = tokio::select! {
+        _ = trial.outcome(&id) => true,
+        () = tick(Duration::from_millis(dice.below(took))) => false,
+    };
+    if !is_over {
+        row.faults += 1;
+        let start = now();
+        match what {
+            What::Server => field.server.kill(),
+            What::Way => proxy.cut(),
+        }
+        tick(time).await;
+        match what {
+            What::Server => field.server.begin(),
+            What::Way => proxy.mend(),
+        }
+        trial.outcome(&id).await;
+        row.times.push(now() - start);
+    }
+    judge(&mut trial, &id, quiet, row).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_killed_for_a_moment_costs_no_attempt() {
+    let field = Field::open().await;
+    let input = small("video");
+    let quiet = field.quiet(&input).await;
+    let mut row = Row::new("server");
+    let mut dice = Dice::new(3);
+    outage(&field, (&input, &quiet), (What::Server, Duration::ZERO, &mut dice), &mut row).await;
+    row.assert_clean();
+    assert_eq!((row.faults, row.retries), (1, 0));
+}

@@ -1,0 +1,215 @@
+//! Workers that are told to stop, jobs that are cancelled, disks that are full, jobs that kill their worker.
+
+use std::time::{Duration, Instant};
+
+use genvideo::client::Outcome;
+use genvideo::job::class::ErrorClass;
+use serde_json::Value;
+
+use super::deaths::{Trap, judge, now};
+use super::field::{Field, Quiet, files_of, small, tick};
+use super::tally::Row;
+
+/// Longest an orderly end may take.
+const END_WITHIN: Duration = Duration::from_secs(30);
+/// Longest until the next attempt begins once the worker has ended; a start of the program is in it.
+const NEXT_WITHIN: u64 = 3000;
+
+/// Sends SIGTERM to the worker while it is at `trap`; another one goes on. Times of `stops` are those of the end, of
+/// `nexts` those from the end to the next attempt.
+pub(crate) async fn terminate_at(
+    field: &Field,
+    (input, quiet): (&Value, &Quiet),
+    trap: Trap<'_>,
+    (stops, nexts): (&mut Row, &mut Row),
+) {
+    let mut trial = field.trial(&format!("term-{}", trap.point));
+    let faults = trap.text(&trial);
+    trial.work(&faults);
+    let id = trial.submit(input).await;
+    let Some(process) = trial.marked(&id).await else {
+        stops.say(format!("{} was not come to {} times", trap.point, trap.skip + 1));
+        return;
+    };
+    stops.faults += 1;
+    let took = trial.workers[0].stop().await;
+    let ended = now();
+    stops.times.push(u64::try_from(took.as_millis()).unwrap());
+    if took > END_WITHIN {
+        stops.say(format!("{}: the end took {took:?}; {}", trap.point, trial.logs()));
+        stops.lost += 1;
+    }
+    trial.work("");
+    judge(&mut trial, &id, quiet, stops).await;
+    let trace = trial.trace();
+    if let Some(next) = trace.iter().find(|visit| visit.process != process && visit.at >= ended) {
+        nexts.faults += 1;
+        nexts.times.push(next.at - ended);
+        if next.at - ended > NEXT_WITHIN {
+            nexts.say(format!("{}: {} ms until `{}`", trap.point, next.at - ended, next.point));
+        }
+    }
+}
+
+/// Cancels the job while it is at `trap`; no file stays.
+pub(crate) async fn cancel_at(
+    field: &Field,
+    (input, quiet): (&Value, &Quiet),
+    trap: Trap<'_>,
+    row: &mut Row,
+) {
+    let mut trial = field.trial(&format!("cancel-{}", trap.point));
+    let faults = trap.text(&trial);
+    trial.work(&faults);
+    let id = trial.submit(input).await;
+    if trial.marked(&id).await.is_none() {
+        row.say(format!("{} was not come to {} times", trap.point, trap.skip + 1));
+        return;
+    }
+    let start = Instant::now();
+    let asked = trial.field.jobs.cancel(&id).await;
+    match trial.outcome(&id).await {
+        Outcome::Cancelled(_) => {
+            asked.unwrap();
+            row.faults += 1;
+            row.times.push(u64::try_from(start.elapsed().as_millis()).unwrap());
+            trial.workers[0].stop().await;
+            let left = trial.leaked(&[]);
+            row.leaked += u32::try_from(left.len()).unwrap();
+            if !left.is_empty() {
+                row.say(format!("{} left {left:?}", trap.point));
+            }
+        }
+        // It was published before it heard: the one other outcome.
+        Outcome::Completed(_) => judge(&mut trial, &id, quiet, row).await,
+        other => {
+            row.lost += 1;
+            row.say(format!("{}: {other:?}; {}", trap.point, trial.logs()));
+        }
+    }
+}
+
+/// Cancels jobs that wait behind one that holds the device.
+pub(crate) async fn cancel_queued(field: &Field, count: u32, row: &mut Row) {
+    let mut trial = field.trial("queued");
+    let mark = trial.mark();
+    trial.work(&format!("step_done=stall:600000,once={}", mark.display()));
+    let input = small("video");
+    let first = trial.submit(&input).await;
+    trial.marked(&first).await.expect("the first job is at its first step");
+    for _ in 0..count {
+        let id = trial.submit(&small("image")).await;
+        // Planned: it waits for the device from now on.
+        let planned =
+            |visits: usize| trial.trace().iter().filter(|v| v.point == "planned").count() > visits;
+        let before = row.faults as usize + 1;
+        while !planned(before) {
+            tick(Duration::from_millis(5)).await;
+        }
+        let start = Instant::now();
+        field.jobs.cancel(&id).await.unwrap();
+        match trial.outcome(&id).await {
+            Outcome::Cancelled(_) => {
+                row.faults += 1;
+                row.times.push(u64::try_from(start.elapsed().as_millis()).unwrap());
+            }
+            other => {
+                row.lost += 1;
+                row.say(format!("{other:?}"));
+                return;
+            }
+        }
+    }
+}
+
+/// Lets every write at `point` fail for want of room; then there is room again.
+pub(crate) async fn full_at(
+    field: &Field,
+    (input, quiet): (&Value, &Quiet),
+    point: &str,
+    row: &mut Row,
+) {
+    let mut trial = field.trial(&format!("full-{point}"));
+    trial.work(&format!("{point}=error:ENOSPC"));
+    let id = trial.submit(input).await;
+    let outcome = trial.outcome(&id).await;
+    row.faults += 1;
+    if !matches!(&outcome, Outcome::Failed { class: ErrorClass::DiskFull, .. }) {
+        row.lost += 1;
+        row.say(format!("{point}: {outcome:?}"));
+    }
+    trial.workers[0].stop().await;
+    let left = trial.leaked(&[]);
+    row.leaked += u32::try_from(left.len()).unwrap();
+    if !left.is_empty() {
+        row.say(format!("{point} left {left:?}"));
+    }
+    trial.work("");
+    let id = trial.submit(input).await;
+    match trial.result(&id).await {
+        Ok(result) if files_of(&result) == quiet.files => {}
+        other => {
+            row.lost += 1;
+            row.say(format!("{point}, with room again: {other:?}"));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_told_to_stop_hands_over_at_once() {
+    let field = Field::open().await;
+    let input = small("video");
+    let quiet = field.quiet(&input).await;
+    let (mut stops, mut nexts) = (Row::new("stop"), Row::new("next"));
+    let trap = Trap { point: "step_done", action: "stall:300", skip: 3 };
+    terminate_at(&field, (&input, &quiet), trap, (&mut stops, &mut nexts)).await;
+    stops.assert_clean();
+    assert_eq!((stops.faults, stops.retries), (1, 1), "{:?}", stops.said);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_said_and_leaves_nothing() {
+    let field = Field::open().await;
+    let input = small("video");
+    let quiet = field.quiet(&input).await;
+    let mut row = Row::new("full");
+    full_at(&field, (&input, &quiet), "trailer", &mut row).await;
+    row.assert_clean();
+}
+
+/// A job that takes its worker with it each time is given up, and said to be what it is; the worker goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_kills_its_worker_is_poison() {
+    let field = Field::open().await;
+    let mut trial = field.trial("poison");
+    trial.work("text_encoded=abort");
+    let id = trial.submit(&small("video")).await;
+    match trial.outcome(&id).await {
+        Outcome::Failed { class: ErrorClass::Poison, message, .. } => {
+            assert!(message.contains("it aborted"), "{message}");
+        }
+        other => panic!("{other:?}; {}", trial.logs()),
+    }
+    let log = trial.logs();
+    assert!(log.contains(&id) && log.contains("died with the worker"), "{log}");
+    trial.workers[0].stop().await;
+    assert_eq!(trial.leaked(&[]), Vec::<String>::new());
+}
+
+/// An error of the device may stay with the process, so another process tries again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_fails_gets_a_new_process() {
+    let field = Field::open().await;
+    let input = small("video");
+    let quiet = field.quiet(&input).await;
+    let mut trial = field.trial("device");
+    let faults = Trap { point: "step_done", action: "error:DEVICE_ERROR", skip: 2 }.text(&trial);
+    trial.work(&faults);
+    let id = trial.submit(&input).await;
+    let mut row = Row::new("device");
+    judge(&mut trial, &id, &quiet, &mut row).await;
+    row.assert_clean();
+    let processes: std::collections::BTreeSet<u32> =
+        trial.trace().iter().map(|visit| visit.process).collect();
+    assert_eq!(processes.len(), 2, "{processes:?}");
+}
