@@ -12,6 +12,11 @@ use crate::job::class::{ErrorClass, Fault};
 use crate::job::validate;
 use crate::render;
 
+/// Why there is another attempt after one that ended without a word.
+pub(crate) const DIED: &str = "its worker died";
+/// Why there is another attempt after one that was handed back.
+pub(crate) const SHUT_DOWN: &str = "its worker shut down";
+
 /// Details of a failure of a stage.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Details {
