@@ -21,6 +21,7 @@ mod session;
 mod settings;
 mod signals;
 mod status;
+mod steer;
 mod submit;
 mod supervise;
 mod track;
@@ -39,6 +40,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::Config;
 use failure::Failure;
 use output::Output;
+use steer::Word;
 
 /// A prompt goes in, an mp4 comes out, offline
 #[derive(Parser, Debug)]
@@ -76,6 +78,16 @@ enum Command {
     Watch(watch::Args),
     /// Stop a job and remove what it left
     Cancel(cancel::Args),
+    /// Let a job with --approve go on after its image
+    Approve(steer::Args),
+    /// End a job with --approve, since its image is not good
+    Reject(steer::RejectArgs),
+    /// Give a job with --approve another image
+    ReplaceImage(steer::ReplaceArgs),
+    /// Stop a job where it is, and free the device
+    Pause(steer::Args),
+    /// Let a paused job go on
+    Resume(steer::Args),
     /// List the jobs the server knows, newest first
     List(list::Args),
     /// Make a video, or an image, right here, without Temporal
@@ -205,6 +217,11 @@ async fn dispatch(command: Command, config: &Config, output: &mut Output) -> Res
         Command::Status(args) => status::status(args, config, output).await,
         Command::Watch(args) => watch::watch(args, config, output).await,
         Command::Cancel(args) => cancel::cancel(args, config, output).await,
+        Command::Approve(args) => steer::steer(Word::Approve(args), config, output).await,
+        Command::Reject(args) => steer::steer(Word::Reject(args), config, output).await,
+        Command::ReplaceImage(args) => steer::steer(Word::ReplaceImage(args), config, output).await,
+        Command::Pause(args) => steer::steer(Word::Pause(args), config, output).await,
+        Command::Resume(args) => steer::steer(Word::Resume(args), config, output).await,
         Command::List(args) => list::list(args, config, output).await,
         Command::Render(args) => render::render(args, config, output).await,
         Command::Models(args) => models::models(args, config, output),

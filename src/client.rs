@@ -1,4 +1,4 @@
-//! Jobs from the outside: submit, status, watch, cancel, list, over any Temporal server.
+//! Jobs from the outside: submit, status, watch, cancel, approve, pause, list, over any Temporal server.
 //!
 //! Needs no worker of its own and no models; what it asks the workflow it can also read from the server's records,
 //! so that a status is there before a worker is and after the last one has gone. Start from [`Jobs`].
@@ -7,6 +7,7 @@ pub mod error;
 
 mod death;
 mod follow;
+mod steer;
 mod submit;
 
 use std::time::{Duration, SystemTime};

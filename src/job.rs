@@ -27,6 +27,17 @@ pub const SIGNAL_CANCEL: &str = "cancel_generation";
 /// Signal with a Progress-like object; ignored when malformed or stale.
 pub const SIGNAL_PROGRESS: &str = "update_progress";
 
+/// Signal that lets a job with `approve` go on after its image; takes no argument.
+pub const SIGNAL_APPROVE: &str = "approve";
+/// Signal that ends a job with `approve`; an object may give the `reason`.
+pub const SIGNAL_REJECT: &str = "reject";
+/// Signal that gives a job with `approve` another image: `{"image": id, "approve": true}`, the last being optional.
+pub const SIGNAL_REPLACE: &str = "replace_image";
+/// Signal that stops a job where it is; takes no argument.
+pub const SIGNAL_PAUSE: &str = "pause";
+/// Signal that lets a paused job go on; takes no argument.
+pub const SIGNAL_RESUME: &str = "resume";
+
 /// What a client asks for. Optional fields that are `None` take the model manifest's default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobInput {
@@ -105,6 +116,12 @@ pub struct JobInput {
     /// either way.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub embed_metadata: bool,
+    /// Whether the job waits after its image until somebody approves of it.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub approve: bool,
+    /// Whose turn it is when several jobs wait: 1 goes first, 5 last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u32>,
 }
 
 fn yes() -> bool {
@@ -113,6 +130,10 @@ fn yes() -> bool {
 
 fn is_yes(flag: &bool) -> bool {
     *flag
+}
+
+fn is_no(flag: &bool) -> bool {
+    !*flag
 }
 
 impl JobInput {
@@ -146,6 +167,8 @@ impl JobInput {
             loras: Vec::new(),
             size_policy: SizePolicy::Fit,
             embed_metadata: true,
+            approve: false,
+            priority: None,
         }
     }
 }

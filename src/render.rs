@@ -34,9 +34,9 @@ use serde::{Deserialize, Serialize};
 use crate::engine;
 use crate::failpoint;
 use crate::hub::Library;
-use crate::job::ValidJob;
 use crate::job::class::Fault;
 use crate::job::result::JobResult;
+use crate::job::{JobInput, ValidJob, validate};
 use crate::media;
 use crate::store::{self, BlobRef, JobKey, Store};
 
@@ -329,6 +329,24 @@ impl Renderer {
         settled::once(self.store(), order, ("image", &()), || {
             gen_image::gen_image(&self.inner, order, hook)
         })
+    }
+
+    /// Takes the image `id` of the store in place of the one made: the order as if it had been given with the job, and
+    /// what came of it. Refuses what is no picture.
+    pub fn replace_image(
+        &self,
+        order: &Order,
+        id: &str,
+        hook: &mut Hook<'_>,
+    ) -> Result<(Order, ImageMade), Error> {
+        let mut input = JobInput::clone(&order.job);
+        (input.image, input.strength) = (Some(id.to_owned()), None);
+        let job = validate::validate(input).map_err(Error::Refused)?;
+        let mut plan = self.plan(&job, order.plan.seed)?;
+        plan.notes.push("the image was replaced by another one before the job went on".to_owned());
+        let order = Order { job, plan, ..order.clone() };
+        let made = self.gen_image(&order, hook)?;
+        Ok((order, made))
     }
 
     /// Animates `image`, the native image for run 0 and the last frame of the run before for every other.

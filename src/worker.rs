@@ -10,9 +10,10 @@ pub mod heartbeat;
 pub mod workflow;
 
 mod activities;
-mod policy;
+pub(crate) mod policy;
 mod progress;
 mod request;
+mod review;
 
 use std::future::Future;
 use std::sync::Arc;

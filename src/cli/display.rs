@@ -97,7 +97,9 @@ fn stage(progress: &Progress) -> String {
 
 /// One line: the step, the stage with its count, and what the job says.
 pub(crate) fn describe(progress: &Progress) -> String {
-    let said = match &progress.detail {
+    // A job that waits says for whom.
+    let detail = progress.detail.as_ref().filter(|_| progress.status != JobStatus::Pending);
+    let said = match detail {
         Some(Detail { stage, done, total }) => {
             let stage = stage.replace('_', " ");
             if *total > 1 { format!("{stage} {done}/{total}") } else { stage }

@@ -40,6 +40,10 @@ pub(crate) async fn render(
 ) -> Result<(), Failure> {
     let store = session::store(config)?;
     let request = args.job.request(&store)?;
+    if request.job.approve {
+        let message = "`--approve` waits for another command, which finds no job of `render`";
+        return Err(Failure::usage(message).hint("`genvideo run --approve` does"));
+    }
     deliver::prepare(&args.out)?;
     let mut signals = Signals::listen()?;
     let renderer = session::renderer(config, store.clone());

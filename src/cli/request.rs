@@ -103,6 +103,12 @@ pub(crate) struct JobFlags {
     /// Keep the prompt and the settings out of the image and the video; the label that a machine made them stays
     #[arg(long)]
     no_metadata: bool,
+    /// Wait after the image until somebody approves of it
+    #[arg(long)]
+    approve: bool,
+    /// Whose turn it is when several jobs wait: 1 goes first, 5 last [default: 3]
+    #[arg(long, value_name = "N")]
+    priority: Option<u32>,
     /// How much the video moves, 1 to 255
     #[arg(long, value_name = "N")]
     motion: Option<u32>,
@@ -191,6 +197,8 @@ impl JobFlags {
         );
         set("loras", if self.lora.is_empty() { Value::Null } else { json!(self.lora) });
         set("embed_metadata", if self.no_metadata { json!(false) } else { Value::Null });
+        set("approve", if self.approve { json!(true) } else { Value::Null });
+        set("priority", json!(self.priority));
         set("motion", json!(self.motion));
         set("noise_aug", number("noise-aug", self.noise_aug)?);
         set("image_model", json!(self.image_model.as_deref().map(model)));
@@ -245,10 +253,10 @@ fn default_user() -> String {
 }
 
 /// Puts the picture into the store. What is in it is for the worker to judge; here only what needs no decoder.
-fn import(store: &Store, path: &Path) -> Result<String, Failure> {
+pub(super) fn import(store: &Store, path: &Path) -> Result<String, Failure> {
     let unreadable = |error: std::io::Error| {
         Failure::usage(format!("cannot read `{}`: {error}", path.display()))
-            .hint("`--image` takes a picture file")
+            .hint("an image is a PNG, JPEG or WebP file")
     };
     let length = std::fs::metadata(path).map_err(unreadable)?.len();
     if length > IMAGE_BYTES {

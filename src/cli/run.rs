@@ -117,10 +117,10 @@ pub(crate) fn concluded(id: &str, outcome: Outcome) -> Result<JobResult, Failure
                 None => failure,
             })
         }
-        Outcome::Cancelled(_) => Err(Failure::new(
+        Outcome::Cancelled(progress) => Err(Failure::new(
             super::failure::exit::FAILED,
             "CANCELLED",
-            format!("job `{id}` was cancelled"),
+            format!("job `{id}` was {}", progress.message),
         )),
     }
 }

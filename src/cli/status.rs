@@ -33,12 +33,16 @@ pub(crate) async fn status(
     let session = Session::open(config).await?;
     let progress = session.jobs.status(&args.id).await;
     session.close().await;
-    let progress = progress?;
-    output.object(&Answer { id: &args.id, progress: &progress });
-    for line in lines(&progress) {
+    print(&args.id, &progress?, output);
+    Ok(())
+}
+
+/// Prints where the job `id` is.
+pub(super) fn print(id: &str, progress: &Progress, output: &mut Output) {
+    output.object(&Answer { id, progress });
+    for line in lines(progress) {
         output.line(&line);
     }
-    Ok(())
 }
 
 fn lines(progress: &Progress) -> Vec<String> {

@@ -22,7 +22,7 @@ impl Jobs {
             .type_name(WORKER_DIED.to_owned())
             .build();
         let details = task.beat.clone().map(|mut beat| {
-            beat.cause = Some(cause.to_owned());
+            beat.death = Some(cause.to_owned());
             beat
         });
         let options = RpcOptions::builder().timeout(CONNECT_TIMEOUT).build();

@@ -12,7 +12,9 @@ use temporalio_client::{
 };
 use temporalio_common::data_converters::RawValue;
 use temporalio_common::error::IncomingError;
-use temporalio_common::protos::temporal::api::enums::v1::PendingActivityState;
+use temporalio_common::protos::temporal::api::enums::v1::{PendingActivityState, TimeoutType};
+use temporalio_common::protos::temporal::api::failure::v1::Failure;
+use temporalio_common::protos::temporal::api::failure::v1::failure::FailureInfo;
 use temporalio_common::protos::temporal::api::workflow::v1::PendingActivityInfo;
 
 use super::{Error, Jobs, Outcome};
@@ -148,23 +150,47 @@ pub(super) async fn query(jobs: &Jobs, id: &str) -> Option<Progress> {
 fn merge(asked: Option<Progress>, described: &WorkflowExecutionDescription) -> Progress {
     let mut progress = asked.unwrap_or_else(|| from_records(described));
     let Some(stage) = described.raw().pending_activities.first() else { return progress };
-    if let Some(beat) = beat(stage) {
+    let beat = beat(stage);
+    if let Some(beat) = &beat {
         progress.percent = progress.percent.max((beat.percent * 10.0).round() / 10.0);
         if beat.total > 0 {
-            progress.detail =
-                Some(Detail { stage: beat.stage, done: beat.done, total: beat.total });
+            let Beat { stage, done, total, .. } = beat.clone();
+            progress.detail = Some(Detail { stage, done, total });
         }
     }
-    if stage.attempt > 1 {
+    let attempt = u32::try_from(stage.attempt).unwrap_or(1);
+    if attempt <= 1 {
+        return progress;
+    }
+    progress.attempt = Some(attempt);
+    let is_due = stage.state() == PendingActivityState::Scheduled;
+    if !is_due && beat.is_some_and(|beat| beat.is_at_work(attempt)) {
+        if progress.status == JobStatus::Retrying {
+            progress.status = JobStatus::Running;
+        }
+    } else {
         progress.status = JobStatus::Retrying;
-        progress.attempt = u32::try_from(stage.attempt).ok();
-        if stage.state() == PendingActivityState::Scheduled
-            && let Some(last) = &stage.last_failure
-        {
-            progress.message = format!("attempt {} is due after: {}", stage.attempt, last.message);
+        progress.detail = None;
+        if let Some(last) = &stage.last_failure {
+            progress.message = format!("attempt {attempt} after: {}", cause(last));
         }
     }
     progress
+}
+
+/// Why an attempt failed, in our words.
+fn cause(failure: &Failure) -> &str {
+    match &failure.failure_info {
+        Some(FailureInfo::TimeoutFailureInfo(info))
+            if info.timeout_type() == TimeoutType::Heartbeat =>
+        {
+            failure::DIED
+        }
+        Some(FailureInfo::ApplicationFailureInfo(info)) if info.r#type == "WorkerShutdown" => {
+            failure::SHUT_DOWN
+        }
+        _ => &failure.message,
+    }
 }
 
 fn beat(stage: &PendingActivityInfo) -> Option<Beat> {

@@ -13,6 +13,7 @@ use temporalio_common::{MemoValues, UntypedWorkflow};
 
 use super::{Error, Jobs};
 use crate::job::{JobType, ValidJob, WORKFLOW_TYPE, parse};
+use crate::worker::policy;
 
 /// Search attribute with the user's label, where it is registered.
 const USER: SearchAttributeKey<String> = SearchAttributeKey::keyword("UserId");
@@ -122,6 +123,7 @@ async fn start(
     let options = WorkflowStartOptions::new(queue, id)
         .id_reuse_policy(WorkflowIdReusePolicy::AllowDuplicateFailedOnly)
         .execution_timeout(EXECUTION_TIMEOUT)
+        .priority(policy::turn(job))
         .static_summary(shown)
         .memo(memo)
         .maybe_search_attributes(attributes.then(|| {

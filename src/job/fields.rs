@@ -36,6 +36,8 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("loras", "a list of at most 8 objects with `name` and `scale`"),
     ("size_policy", "`fit` or `exact`"),
     ("embed_metadata", "`true` or `false`"),
+    ("approve", "`true` or `false`"),
+    ("priority", "a whole number from 1, which goes first, to 5"),
 ];
 
 /// Fields of one entry of `loras`.

@@ -117,6 +117,8 @@ impl Form {
         job.loras = self.optional("loras", Self::loras).unwrap_or_default();
         job.size_policy = self.optional("size_policy", Self::size_policy).unwrap_or_default();
         job.embed_metadata = self.optional("embed_metadata", Self::flag).unwrap_or(true);
+        job.approve = self.optional("approve", Self::flag).unwrap_or(false);
+        job.priority = self.optional("priority", Self::whole);
         job
     }
 

@@ -22,7 +22,7 @@ pub enum Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum JobStatus {
-    /// Not started.
+    /// Not at work: it has not begun, waits for an approval, or is paused.
     Pending,
     /// At work.
     Running,
@@ -89,7 +89,8 @@ impl Progress {
 /// Fine progress: `done` of `total` units of `stage`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detail {
-    /// `load`, `encode_prompt`, `denoise`, `decode`, `interpolate`, `encode`, `publish`.
+    /// `load`, `encode_prompt`, `denoise`, `decode`, `interpolate`, `encode`, `publish`; `approval` or `paused` while
+    /// the job waits for somebody.
     pub stage: String,
     /// Units done.
     pub done: u64,

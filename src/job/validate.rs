@@ -44,6 +44,8 @@ pub const NOISE_AUG: RangeInclusive<f64> = 0.0..=1.0;
 pub const BATCH: RangeInclusive<u32> = 1..=8;
 /// Layers left out at the end of the text encoder, counted as A1111 does.
 pub const CLIP_SKIP: RangeInclusive<u32> = 0..=12;
+/// Turns of waiting jobs.
+pub const PRIORITY: RangeInclusive<u32> = 1..=5;
 /// Scale of a LoRA.
 pub const LORA_SCALE: RangeInclusive<f64> = -4.0..=4.0;
 /// Samplers by name.
@@ -104,6 +106,7 @@ pub fn validate(mut input: JobInput) -> Result<ValidJob, Vec<Fault>> {
     check.range("clip_skip", input.clip_skip, &CLIP_SKIP);
     check.model("vae", input.vae.as_deref());
     check.loras(&input.loras);
+    check.range("priority", input.priority, &PRIORITY);
     if check.faults.is_empty() { Ok(ValidJob(input)) } else { Err(check.faults) }
 }
 

@@ -3,6 +3,7 @@
 //! Three groups for three queues: light ones beside the workflows, those that need the device, and the encoder.
 //! Names are explicit, since running jobs and clients of other languages rely on them.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,9 @@ use super::heartbeat::{self, Lane};
 use crate::job::ValidJob;
 use crate::job::class::ErrorClass;
 use crate::job::result::JobResult;
-use crate::render::{self, FramesMade, ImageMade, Made, Order, Plan, Renderer, VideoMade};
+use crate::render::{
+    self, FramesMade, ImageMade, Made, Order, Plan, Renderer, Report, VideoMade,
+};
 use crate::store::{BlobRef, JobKey};
 
 /// Argument of `validate_request`.
@@ -48,6 +51,23 @@ pub(crate) struct ImageDone {
     pub(crate) made: ImageMade,
     /// Where the delivered picture can be seen while the job goes on.
     pub(crate) url: Option<String>,
+}
+
+/// Argument of `replace_image`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ReplaceTask {
+    pub(crate) job: ValidJob,
+    pub(crate) plan: Plan,
+    /// Id of the other image, unchecked.
+    pub(crate) image: String,
+}
+
+/// Result of `replace_image`: the job goes on as if it had been asked for with that image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Replaced {
+    pub(crate) job: ValidJob,
+    pub(crate) plan: Plan,
+    pub(crate) done: ImageDone,
 }
 
 /// Argument of `gen_video`.
@@ -97,6 +117,22 @@ impl LightActivities {
         Ok(Prepared { plan, heartbeat_ms })
     }
 
+    #[activity(name = "replace_image")]
+    pub(crate) async fn replace_image(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+        task: ReplaceTask,
+    ) -> Result<Replaced, ActivityError> {
+        let renderer = self.renderer.clone();
+        let order = order(&ctx, task.job, task.plan)?;
+        heartbeat::plain(&ctx, move || {
+            let (order, made) = renderer.replace_image(&order, &task.image, &mut go_on)?;
+            let done = image_done(&renderer, made);
+            Ok(Replaced { job: order.job, plan: order.plan, done })
+        })
+        .await
+    }
+
     #[activity(name = "publish")]
     pub(crate) async fn publish(
         self: Arc<Self>,
@@ -106,7 +142,7 @@ impl LightActivities {
         let renderer = self.renderer.clone();
         let order = order(&ctx, task.job, task.plan)?;
         heartbeat::plain(&ctx, move || {
-            let result = renderer.publish(&order, &task.made, &mut |_| std::ops::ControlFlow::Continue(()))?;
+            let result = renderer.publish(&order, &task.made, &mut go_on)?;
             // The result stands; what is left of the work is no reason to fail.
             if let Err(error) = renderer.cleanup(&order.job_key) {
                 tracing::warn!(%error, key = %order.job_key, "work files stay until the next sweep");
@@ -158,8 +194,7 @@ impl DeviceActivities {
             Self::mind(&unfit, renderer.gen_image(&order, hook))
         })
         .await?;
-        let url = self.renderer.store().blob_url(&made.delivered.sha256).ok();
-        Ok(ImageDone { made, url })
+        Ok(image_done(&self.renderer, made))
     }
 
     #[activity(name = "gen_video")]
@@ -197,6 +232,16 @@ impl EncodeActivities {
         })
         .await
     }
+}
+
+/// A hook that never stops.
+fn go_on(_: Report) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn image_done(renderer: &Renderer, made: ImageMade) -> ImageDone {
+    let url = renderer.store().blob_url(&made.delivered.sha256).ok();
+    ImageDone { made, url }
 }
 
 fn order(ctx: &ActivityContext, job: ValidJob, plan: Plan) -> Result<Order, ActivityError> {

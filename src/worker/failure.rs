@@ -14,6 +14,10 @@ use crate::render;
 
 /// Type of the failure of an attempt that ended with its worker.
 pub(crate) const WORKER_DIED: &str = "WORKER_DIED";
+/// Why there is another attempt after one that ended without a word.
+pub(crate) const DIED: &str = "its worker died";
+/// Why there is another attempt after one that was handed back.
+pub(crate) const SHUT_DOWN: &str = "its worker shut down";
 
 /// Details of a failure of a stage.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -20,7 +20,7 @@ use tokio::task::{JoinError, JoinHandle};
 use super::at_work::Entry;
 use super::progress::Band;
 use super::request::Update;
-use super::{failure, policy};
+use super::{failure, policy, request};
 use crate::job::SIGNAL_PROGRESS;
 use crate::job::class::ErrorClass;
 use crate::job::progress::{Detail, JobStatus, Step};
@@ -58,20 +58,32 @@ pub struct Beat {
     /// Set in the last beat of an attempt that ended in order.
     #[serde(default)]
     pub closed: bool,
-    /// What the attempt before this one died of, where somebody saw it.
+    /// Attempt that beats, from 1.
+    #[serde(default)]
+    pub attempt: u32,
+    /// Whether the stage has reported in this attempt: it is at work again.
+    #[serde(default)]
+    pub reported: bool,
+    /// Why there is this attempt after another one; in the last beat of one that failed, why it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
+    /// What the worker of this attempt died of, where somebody watched over it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub death: Option<String>,
     /// SHA-256 of the newest checkpoint in the job's work, for the next attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,
 }
 
 impl Beat {
-    /// The cause as the end of a sentence.
-    fn died_of(&self) -> String {
-        self.cause
-            .as_ref()
-            .map_or_else(String::new, |cause| format!("; the worker died before: {cause}"))
+    /// The attempt that there is, or will be, because of the cause.
+    fn next_attempt(&self) -> u32 {
+        if self.closed { self.attempt + 1 } else { self.attempt }
+    }
+
+    /// Whether the stage is at work in this attempt.
+    pub(crate) fn is_at_work(&self, attempt: u32) -> bool {
+        self.reported && !self.closed && self.attempt == attempt
     }
 }
 
@@ -101,9 +113,9 @@ where
     let first = first_beat(ctx);
     if first.deaths >= policy::MAX_DEATHS {
         let message = format!(
-            "{} attempts at this stage ended with the worker's death{}",
+            "{} attempts at this stage ended with the worker's death; the last: {}",
             first.deaths,
-            first.died_of()
+            first.cause.as_deref().unwrap_or(failure::DIED)
         );
         return Err(ActivityError::application(failure::fatal(ErrorClass::Poison, message)));
     }
@@ -144,6 +156,7 @@ where
                 stop.store(true, Ordering::Relaxed);
                 // A worker that dies on its way out was not killed by the job.
                 pulse.beat.closed = true;
+                pulse.beat.cause = None;
                 pulse.at_work.note(Some(&pulse.beat));
                 pulse.tick().await;
             }
@@ -199,18 +212,26 @@ fn first_beat(ctx: &ActivityContext) -> Beat {
 }
 
 fn count_on(last: Option<Beat>, attempt: u32) -> Beat {
-    let Some(last) = last.filter(|_| attempt > 1) else {
-        return Beat { stage: "load".into(), ..Beat::default() };
+    let fresh = Beat { stage: "load".into(), attempt, ..Beat::default() };
+    if attempt <= 1 {
+        return fresh;
+    }
+    let Some(last) = last else {
+        return Beat { cause: Some(failure::DIED.into()), ..fresh };
+    };
+    let cause = if last.closed {
+        last.cause.unwrap_or_else(|| failure::SHUT_DOWN.into())
+    } else {
+        last.death.map_or_else(|| failure::DIED.into(), |of| format!("{}: {of}", failure::DIED))
     };
     let deaths = if last.closed { 0 } else { last.deaths + 1 };
     Beat {
-        stage: "load".into(),
+        cause: Some(cause),
         deaths,
         errors: last.errors,
-        cause: last.cause,
         percent: last.percent,
         checkpoint: last.checkpoint,
-        ..Beat::default()
+        ..fresh
     }
 }
 
@@ -250,6 +271,14 @@ impl Pulse<'_> {
         self.beat.total = report.total;
         self.beat.percent = self.lane.band.at(report.fraction()).max(self.beat.percent);
         self.remember(report.checkpoint);
+        if !self.beat.reported {
+            self.beat.reported = true;
+            self.beat.cause = None;
+            if self.beat.attempt > 1 {
+                // The job is not being retried any more, it is at work.
+                self.sent = None;
+            }
+        }
         self.tick().await;
     }
 
@@ -303,18 +332,28 @@ impl Pulse<'_> {
     }
 
     fn update(&self) -> Update {
-        let attempt = self.ctx.info().attempt;
-        let Beat { stage, done, total, percent, .. } = &self.beat;
+        let Beat { stage, done, total, percent, attempt, .. } = &self.beat;
+        if let Some(cause) = &self.beat.cause {
+            let message =
+                format!("{}: attempt {} after: {cause}", self.lane.title, self.beat.next_attempt());
+            return Update {
+                ticket: Some(self.lane.ticket),
+                step: Some(self.lane.step),
+                status: Some(JobStatus::Retrying),
+                message: Some(message),
+                attempt: Some(*attempt),
+                ..Update::default()
+            };
+        }
         let count = if *total > 0 { format!(" {done}/{total}") } else { String::new() };
-        let again = if attempt > 1 { self.beat.died_of() } else { String::new() };
         Update {
             ticket: Some(self.lane.ticket),
             step: Some(self.lane.step),
-            status: Some(if attempt > 1 { JobStatus::Retrying } else { JobStatus::Running }),
+            status: Some(JobStatus::Running),
             percent: Some(*percent),
-            message: Some(format!("{}: {}{count}{again}", self.lane.title, spoken(stage))),
+            message: Some(format!("{}: {}{count}", self.lane.title, spoken(stage))),
             preview_url: None,
-            attempt: Some(attempt),
+            attempt: Some(*attempt),
             detail: Some(Detail { stage: stage.clone(), done: *done, total: *total }),
         }
     }
@@ -335,6 +374,7 @@ impl Pulse<'_> {
         let stopped = matches!(error, render::Error::Stopped);
         if !stopped {
             self.beat.errors += 1;
+            self.beat.cause = Some(request::one_line(&error.to_string()));
         }
         if let Err(error) = self.ctx.record_heartbeat(self.beat.clone()).await {
             tracing::warn!(%error, "the last heartbeat was not recorded");
@@ -344,10 +384,15 @@ impl Pulse<'_> {
             return Err(ActivityError::cancelled());
         }
         tracing::warn!(%error, stage = self.lane.title, "a stage failed");
-        Err(ActivityError::application(failure::of_render(
-            &error,
-            self.beat.errors >= policy::MAX_ERRORS,
-        )))
+        let last = self.beat.errors >= policy::MAX_ERRORS;
+        if !last && render::class(&error).retryable() {
+            // In the order in which it happened.
+            if let Some(earlier) = self.signal.take() {
+                let _ = earlier.await;
+            }
+            self.send();
+        }
+        Err(ActivityError::application(failure::of_render(&error, last)))
     }
 }
 
@@ -385,6 +430,25 @@ mod tests {
                 (deaths, errors),
                 "{last:?} attempt {attempt}"
             );
+            assert_eq!(first.cause.is_some(), attempt > 1, "{last:?} attempt {attempt}");
+            assert!(!first.is_at_work(attempt), "it has not reported yet");
+        }
+    }
+
+    #[test]
+    fn an_attempt_says_why_it_is_there() {
+        let last = |closed, cause: Option<&str>| {
+            let cause = cause.map(str::to_owned);
+            Some(Beat { attempt: 1, closed, cause, ..Beat::default() })
+        };
+        for (last, cause) in [
+            (None, failure::DIED),
+            (last(false, None), failure::DIED),
+            (last(false, Some("of the attempt before")), failure::DIED),
+            (last(true, None), failure::SHUT_DOWN),
+            (last(true, Some("no space left")), "no space left"),
+        ] {
+            assert_eq!(count_on(last, 2).cause.as_deref(), Some(cause));
         }
     }
 }

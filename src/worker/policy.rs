@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use temporalio_common::RetryPolicy;
+use temporalio_common::{Priority, RetryPolicy};
 use temporalio_sdk::{ActivityCancellationType, ActivityOptions, WorkflowCancellationToken};
 
+use crate::job::ValidJob;
 use crate::job::class::ErrorClass;
+use crate::store;
 
 /// Attempts of a long stage. Hand-overs at a shutdown count as attempts too, so real errors and deaths are
 /// counted apart (see `worker/heartbeat.rs`) and this is only the backstop.
@@ -21,6 +23,20 @@ pub(crate) const MAX_DEATHS: u32 = 3;
 
 /// Time without a heartbeat after which a short stage is tried again.
 const SHORT_SILENCE: Duration = Duration::from_secs(10);
+
+/// Longest key of a user in the server's fairness, in bytes.
+const MAX_FAIRNESS_KEY: usize = 64;
+
+/// Whose turn `job` is among those that wait: by its priority, and within one by turns among the users.
+pub(crate) fn turn(job: &ValidJob) -> Priority {
+    let user = &job.user_id;
+    let key = if user.len() <= MAX_FAIRNESS_KEY {
+        user.clone()
+    } else {
+        store::sha256(user.as_bytes())
+    };
+    Priority::builder().maybe_priority_key(job.priority).fairness_key(key).build()
+}
 
 /// Queue of the stages that need the device.
 pub(crate) fn device_queue(base: &str) -> String {
@@ -59,11 +75,13 @@ pub(crate) fn long(
     token: WorkflowCancellationToken,
     limit: Duration,
     heartbeat: Duration,
+    turn: Priority,
 ) -> ActivityOptions {
     ActivityOptions::with_start_to_close_timeout(limit)
         .task_queue(queue)
         .cancellation_token(token)
         .heartbeat_timeout(heartbeat)
+        .priority(turn)
         .cancellation_type(ActivityCancellationType::WaitCancellationCompleted)
         .retry_policy(retry(LONG_ATTEMPTS))
         .build()

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::request::Update;
 use crate::job::JobType;
-use crate::job::progress::{JobStatus, Progress, Step};
+use crate::job::progress::{Detail, JobStatus, Progress, Step};
 use crate::job::result::JobResult;
 use crate::render::plan::Shares;
 
@@ -149,6 +149,24 @@ impl Tracker {
         self.raise(self.band.from);
     }
 
+    /// The job waits for somebody: nothing is at work, `stage` says what for.
+    pub(crate) fn wait(&mut self, stage: &str, message: String) {
+        self.progress.status = JobStatus::Pending;
+        self.progress.message = message;
+        self.progress.attempt = None;
+        self.progress.detail = Some(Detail { stage: stage.to_owned(), done: 0, total: 1 });
+        // The pace before says nothing of when it goes on.
+        self.progress.estimated_completion = None;
+        self.base = None;
+    }
+
+    /// A note on the stage at work.
+    pub(crate) fn say(&mut self, message: &str) {
+        if self.is_at_work() {
+            self.progress.message = message.to_owned();
+        }
+    }
+
     /// The image is there.
     pub(crate) fn image_ready(&mut self, url: Option<String>) {
         self.progress.image_url = url;
@@ -170,16 +188,22 @@ impl Tracker {
         }
         self.progress.preview_url = update.preview_url.or(self.progress.preview_url.take());
         self.progress.attempt = update.attempt.or(self.progress.attempt);
-        self.progress.detail = update.detail.or(self.progress.detail.take());
+        // What an attempt had done is not what the next one has.
+        let kept = self.progress.detail.take();
+        self.progress.detail =
+            update.detail.or(kept.filter(|_| update.status != Some(JobStatus::Retrying)));
         if let Some(now) = now {
             self.estimate(now);
         }
         true
     }
 
+    fn is_at_work(&self) -> bool {
+        matches!(self.progress.status, JobStatus::Running | JobStatus::Retrying)
+    }
+
     fn is_stale(&self, update: &Update) -> bool {
-        let working = matches!(self.progress.status, JobStatus::Running | JobStatus::Retrying);
-        !working
+        !self.is_at_work()
             || update.ticket.is_some_and(|ticket| ticket != self.ticket)
             || update.step.is_some_and(|step| step != self.progress.step)
             || update.attempt.zip(self.progress.attempt).is_some_and(|(new, known)| new < known)
@@ -200,10 +224,10 @@ impl Tracker {
     }
 
     /// The job ends without a result by request; the step stays where it was stopped.
-    pub(crate) fn cancel(&mut self) {
+    pub(crate) fn cancel(&mut self, message: String) {
         self.end();
         self.progress.status = JobStatus::Cancelled;
-        self.progress.message = "cancelled".into();
+        self.progress.message = message;
     }
 
     /// What was made for a job without a result is removed, so its addresses go too.
@@ -332,9 +356,25 @@ mod tests {
             assert!(!tracker.report(stale.clone(), None), "{stale:?}");
             assert_eq!(*tracker.progress(), before);
         }
-        tracker.cancel();
+        tracker.cancel("cancelled".into());
         assert!(!tracker.report(percent(70.0), None), "news after the end");
         assert_eq!(tracker.progress().status, JobStatus::Cancelled);
+    }
+
+    #[test]
+    fn a_job_that_waits_takes_no_news_and_has_no_pace() {
+        let mut tracker = at_work();
+        tracker.report(percent(60.0), None);
+        tracker.wait("paused", "paused".into());
+        assert!(!tracker.report(percent(70.0), None));
+        tracker.say("too late");
+        let progress = tracker.progress();
+        assert_eq!((progress.status, progress.message.as_str()), (JobStatus::Pending, "paused"));
+        assert_eq!((progress.percent, &progress.estimated_completion), (60.0, &None));
+        assert_eq!(progress.detail.as_ref().expect("what for").stage, "paused");
+        let stage = Stage::Video { run: 1, runs: 2 };
+        tracker.enter(stage, stage.band(&SHARES), JobType::Video);
+        assert_eq!((tracker.progress().status, tracker.progress().percent), (JobStatus::Running, 60.0));
     }
 
     #[test]
@@ -360,7 +400,7 @@ mod tests {
         let told = tracker.progress().estimated_completion.clone().expect("an estimate");
         // Ten percent took ten seconds; thirty are left.
         assert_eq!(told, "1970-01-12T13:47:20Z");
-        tracker.cancel();
+        tracker.cancel("cancelled".into());
         assert_eq!(tracker.progress().estimated_completion, None);
     }
 }

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 use temporalio_common::data_converters::RawValue;
 
+use super::review::Replacement;
 use crate::job::class::{ErrorClass, Fault};
 use crate::job::progress::{Detail, JobStatus, Step};
 use crate::job::{ValidJob, parse};
@@ -65,14 +66,81 @@ pub(crate) struct Update {
     pub(crate) detail: Option<Detail>,
 }
 
+/// The one JSON object that is the argument of a signal.
+fn object(input: &RawValue) -> Option<serde_json::Map<String, serde_json::Value>> {
+    let [payload] = input.payloads.as_slice() else { return None };
+    serde_json::from_slice(&payload.data).ok()
+}
+
+/// Reads the argument of `reject`: the reason, on one line of bounded length, or nothing.
+pub(crate) fn read_reason(input: &RawValue) -> String {
+    let object = object(input).unwrap_or_default();
+    let reason = object.get("reason").and_then(|reason| reason.as_str()).unwrap_or_default();
+    one_line(reason)
+}
+
+/// Reads the argument of `replace_image`; `None` when it names no image.
+pub(crate) fn read_replacement(input: &RawValue) -> Option<Replacement> {
+    let object = object(input)?;
+    let image = object.get("image")?.as_str().filter(|id| id.len() <= MAX_MESSAGE)?;
+    let approve = object.get("approve").and_then(serde_json::Value::as_bool).unwrap_or(false);
+    Some(Replacement { image: image.to_owned(), approve })
+}
+
+/// `text` without control characters and not longer than a message may be.
+pub(crate) fn one_line(text: &str) -> String {
+    let text = text.trim();
+    let end = text.floor_char_boundary(MAX_MESSAGE);
+    text[..end].chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
+}
+
 /// Reads the argument of `update_progress`; `None` means the signal is to be ignored.
 pub(crate) fn read_update(input: &RawValue) -> Option<Update> {
-    let [payload] = input.payloads.as_slice() else { return None };
-    let value: serde_json::Value = serde_json::from_slice(&payload.data).ok()?;
-    if !value.is_object() {
-        return None;
-    }
-    let update: Update = serde_json::from_value(value).ok()?;
+    let update: Update = serde_json::from_value(object(input)?.into()).ok()?;
     let long = |text: &Option<String>| text.as_ref().is_some_and(|text| text.len() > MAX_MESSAGE);
     (!long(&update.message) && !long(&update.preview_url)).then_some(update)
+}
+
+#[cfg(test)]
+mod tests {
+    use temporalio_common::protos::temporal::api::common::v1::Payload;
+
+    use super::*;
+
+    fn raw(json: &str) -> RawValue {
+        RawValue::new(vec![Payload { data: json.as_bytes().to_vec(), ..Payload::default() }])
+    }
+
+    #[test]
+    fn a_reason_is_one_line_or_nothing() {
+        let long = format!("{{\"reason\": \"{}\"}}", "é".repeat(400));
+        for (json, reason) in [
+            (r#"{"reason": "too\ndark "}"#, "too dark"),
+            (r#"{"reason": 5}"#, ""),
+            (r#""too dark""#, ""),
+            ("{", ""),
+            (&long, &"é".repeat(250)),
+        ] {
+            assert_eq!(read_reason(&raw(json)), reason, "{json}");
+        }
+        assert_eq!(read_reason(&RawValue::new(Vec::new())), "");
+    }
+
+    #[test]
+    fn a_replacement_names_its_image() {
+        let replacement = |approve| Some(Replacement { image: "ab".into(), approve });
+        for (json, wanted) in [
+            (r#"{"image": "ab"}"#, replacement(false)),
+            (r#"{"image": "ab", "approve": true, "more": 1}"#, replacement(true)),
+            (r#"{"image": "ab", "approve": "yes"}"#, replacement(false)),
+            (r#"{"image": 7}"#, None),
+            (r#"{"picture": "ab"}"#, None),
+            (r#""ab""#, None),
+            ("", None),
+        ] {
+            assert_eq!(read_replacement(&raw(json)), wanted, "{json}");
+        }
+        let long = format!(r#"{{"image": "{}"}}"#, "a".repeat(501));
+        assert_eq!(read_replacement(&raw(&long)), None);
+    }
 }

@@ -15,21 +15,25 @@ use temporalio_common::data_converters::RawValue;
 use temporalio_common::error::ActivityExecutionError;
 use temporalio_macros::{workflow, workflow_methods};
 use temporalio_sdk::{
-    ActivityOptions, SyncWorkflowContext, WorkflowCancellationToken, WorkflowContext,
-    WorkflowContextView, WorkflowResult, WorkflowTermination,
+    ActivityOptions, SyncWorkflowContext, WaitConditionOptions, WorkflowCancellationToken,
+    WorkflowContext, WorkflowContextView, WorkflowResult, WorkflowTermination,
 };
 
 use super::activities::{
     Ask, DeviceActivities, EncodeActivities, EncodeTask, ImageDone, ImageTask, LightActivities,
-    Prepared, PublishTask, VideoTask,
+    Prepared, PublishTask, ReplaceTask, VideoTask,
 };
 use super::failure::Ended;
 use super::heartbeat::Lane;
 use super::progress::{Band, Stage, Tracker};
+use super::review::{Replacement, Review, Verdict};
 use super::{policy, request};
 use crate::job::progress::Progress;
 use crate::job::result::JobResult;
-use crate::job::{QUERY_STATUS, SIGNAL_CANCEL, SIGNAL_PROGRESS, ValidJob, WORKFLOW_TYPE};
+use crate::job::{
+    QUERY_STATUS, SIGNAL_APPROVE, SIGNAL_CANCEL, SIGNAL_PAUSE, SIGNAL_PROGRESS, SIGNAL_REJECT,
+    SIGNAL_REPLACE, SIGNAL_RESUME, ValidJob, WORKFLOW_TYPE,
+};
 use crate::render::plan::VideoPlan;
 use crate::render::{FramesMade, Made, Plan, VideoMade};
 use crate::store::BlobRef;
@@ -43,6 +47,18 @@ pub struct GenVideoWorkflow {
     cancel_asked: bool,
     /// Follows the native cancel and the signal; every stage but the last two hangs on it.
     token: Option<WorkflowCancellationToken>,
+    review: Review,
+    is_paused: bool,
+    /// Stops the stage at work and nothing else.
+    work: Option<WorkflowCancellationToken>,
+}
+
+impl GenVideoWorkflow {
+    fn stop(&self) {
+        if let Some(token) = &self.token {
+            token.cancel();
+        }
+    }
 }
 
 #[workflow_methods]
@@ -65,8 +81,14 @@ impl GenVideoWorkflow {
             Ok(job) => job,
             Err(faults) => return Err(refuse(ctx, Ended::refused(faults))),
         };
+        ctx.state_mut(|state| {
+            state.review.open(job.approve);
+            if state.review.rejection().is_some() {
+                token.cancel();
+            }
+        });
         let seed = job.seed.unwrap_or_else(|| u64::from(ctx.random::<u32>()));
-        let walk = Walk { ctx: ctx.clone(), token, job };
+        let mut walk = Walk { ctx: ctx.clone(), token, job };
         match walk.make(seed).await {
             Ok(result) => {
                 ctx.state_mut(|state| state.tracker.complete(&result));
@@ -87,9 +109,45 @@ impl GenVideoWorkflow {
     #[signal(name = SIGNAL_CANCEL)]
     pub fn cancel_generation(&mut self, _ctx: &mut SyncWorkflowContext<Self>, _input: RawValue) {
         self.cancel_asked = true;
-        if let Some(token) = &self.token {
-            token.cancel();
+        self.stop();
+    }
+
+    /// Lets a job with `approve` go on after its image, whatever the argument.
+    #[signal(name = SIGNAL_APPROVE)]
+    pub fn approve(&mut self, _ctx: &mut SyncWorkflowContext<Self>, _input: RawValue) {
+        self.review.approve();
+    }
+
+    /// Ends a job with `approve` as CANCELLED; the argument may give a `reason`.
+    #[signal(name = SIGNAL_REJECT)]
+    pub fn reject(&mut self, _ctx: &mut SyncWorkflowContext<Self>, input: RawValue) {
+        self.review.reject(request::read_reason(&input));
+        if self.review.rejection().is_some() {
+            self.stop();
         }
+    }
+
+    /// Gives a job with `approve` another image; one that cannot be taken is a note in the status.
+    #[signal(name = SIGNAL_REPLACE)]
+    pub fn replace_image(&mut self, _ctx: &mut SyncWorkflowContext<Self>, input: RawValue) {
+        self.review.replace(request::read_replacement(&input));
+    }
+
+    /// Stops the job where it is, whatever the argument.
+    #[signal(name = SIGNAL_PAUSE)]
+    pub fn pause(&mut self, ctx: &mut SyncWorkflowContext<Self>, _input: RawValue) {
+        self.is_paused = true;
+        if let Some(work) = &self.work {
+            work.cancel();
+            self.tracker.say("pausing");
+            ctx.set_current_details(self.tracker.markdown());
+        }
+    }
+
+    /// Lets a paused job go on, whatever the argument.
+    #[signal(name = SIGNAL_RESUME)]
+    pub fn resume(&mut self, _ctx: &mut SyncWorkflowContext<Self>, _input: RawValue) {
+        self.is_paused = false;
     }
 
     /// Takes news from the stage at work; what is malformed or stale is ignored.
@@ -116,9 +174,12 @@ struct Walk {
 }
 
 impl Walk {
-    async fn make(&self, seed: u64) -> Result<JobResult, End> {
-        let prepared = self.prepare(seed).await?;
-        let image = self.image(&prepared).await?;
+    async fn make(&mut self, seed: u64) -> Result<JobResult, End> {
+        let mut prepared = self.prepare(seed).await?;
+        let mut image = self.image(&prepared).await?;
+        if self.job.approve {
+            image = self.approval(&mut prepared, image).await?;
+        }
         let mut made = Made { image: image.made, runs: Vec::new(), video: None };
         if let Some(video) = &prepared.plan.video {
             let mut start = made.image.image.clone();
@@ -133,7 +194,7 @@ impl Walk {
     }
 
     async fn prepare(&self, seed: u64) -> Result<Prepared, End> {
-        self.enter(Stage::Validate, Band { from: 0.0, to: 1.0 })?;
+        self.enter(Stage::Validate, Band { from: 0.0, to: 1.0 }).await?;
         let options = policy::short(self.ctx.task_queue(), self.token.clone());
         let ask = Ask { job: self.job.clone(), seed };
         self.settle(
@@ -142,16 +203,82 @@ impl Walk {
     }
 
     async fn image(&self, prepared: &Prepared) -> Result<ImageDone, End> {
-        let plan = prepared.plan.clone();
-        let lane = self.lane(Stage::Image, &plan, "image")?;
+        let plan = &prepared.plan;
         let (steps, size) =
             plan.image.as_ref().map_or((1, plan.deliver), |image| (image.steps, image.size));
-        let options = self.device(prepared, policy::limit(steps, 1, size));
-        let task = ImageTask { job: self.job.clone(), plan, lane };
-        let done = self
-            .settle(self.ctx.execute_activity(DeviceActivities::gen_image, task, options).await)?;
+        let limit = policy::limit(steps, 1, size);
+        let work = async |lane, token| {
+            let task = ImageTask { job: self.job.clone(), plan: plan.clone(), lane };
+            let options = self.device(prepared, limit, token);
+            self.ctx.execute_activity(DeviceActivities::gen_image, task, options).await
+        };
+        let done = self.stage(Stage::Image, plan, "image", work).await?;
         self.ctx.state_mut(|state| state.tracker.image_ready(done.url.clone()));
         Ok(done)
+    }
+
+    /// Waits until somebody approves of the image, or of another one given in its place.
+    async fn approval(
+        &mut self,
+        prepared: &mut Prepared,
+        mut image: ImageDone,
+    ) -> Result<ImageDone, End> {
+        loop {
+            self.ctx.state_mut(|state| state.tracker.wait("approval", state.review.message()));
+            show(&self.ctx);
+            match self.verdict().await? {
+                Verdict::Approved => break,
+                Verdict::Replaced(replacement) => {
+                    image = self.replace(prepared, image, replacement).await?;
+                }
+            }
+        }
+        self.ctx.state_mut(|state| state.review.close());
+        Ok(image)
+    }
+
+    /// The next thing to do about the image. A note on what was not taken changes the status meanwhile.
+    async fn verdict(&self) -> Result<Verdict, End> {
+        loop {
+            if let Some(verdict) = self.ctx.state_mut(|state| state.review.verdict()) {
+                return Ok(verdict);
+            }
+            let shown = self.ctx.state(|state| state.review.message());
+            self.until(|state| state.review.is_decided() || state.review.message() != shown)
+                .await?;
+            self.ctx.state_mut(|state| state.tracker.wait("approval", state.review.message()));
+            show(&self.ctx);
+        }
+    }
+
+    /// The replacement, or `image` when it cannot be taken.
+    async fn replace(
+        &mut self,
+        prepared: &mut Prepared,
+        image: ImageDone,
+        replacement: Replacement,
+    ) -> Result<ImageDone, End> {
+        let options = policy::short(self.ctx.task_queue(), self.token.clone());
+        let task = ReplaceTask {
+            job: self.job.clone(),
+            plan: prepared.plan.clone(),
+            image: replacement.image,
+        };
+        let taken = self.ctx.execute_activity(LightActivities::replace_image, task, options).await;
+        match self.settle(taken) {
+            Ok(taken) => {
+                (self.job, prepared.plan) = (taken.job, taken.plan);
+                let url = taken.done.url.clone();
+                self.ctx.state_mut(|state| state.tracker.image_ready(url));
+                Ok(taken.done)
+            }
+            Err(End::Failed(ended)) => {
+                let why = request::one_line(&ended.message);
+                self.ctx.state_mut(|state| state.review.refuse(&why));
+                Ok(image)
+            }
+            Err(cancelled) => Err(cancelled),
+        }
     }
 
     async fn frames(
@@ -161,17 +288,20 @@ impl Walk {
         image: BlobRef,
         run: u32,
     ) -> Result<FramesMade, End> {
-        let plan = prepared.plan.clone();
+        let plan = &prepared.plan;
         let title = if video.runs > 1 {
             format!("video, part {} of {}", run + 1, video.runs)
         } else {
             "video".into()
         };
-        let lane = self.lane(Stage::Video { run, runs: video.runs }, &plan, &title)?;
-        let options =
-            self.device(prepared, policy::limit(video.steps, video.frames_per_run, video.size));
-        let task = VideoTask { job: self.job.clone(), plan, lane, image, run };
-        self.settle(self.ctx.execute_activity(DeviceActivities::gen_video, task, options).await)
+        let limit = policy::limit(video.steps, video.frames_per_run, video.size);
+        let work = async |lane, token| {
+            let (job, image) = (self.job.clone(), image.clone());
+            let task = VideoTask { job, plan: plan.clone(), lane, image, run };
+            let options = self.device(prepared, limit, token);
+            self.ctx.execute_activity(DeviceActivities::gen_video, task, options).await
+        };
+        self.stage(Stage::Video { run, runs: video.runs }, plan, &title, work).await
     }
 
     async fn encode(
@@ -180,21 +310,47 @@ impl Walk {
         video: &VideoPlan,
         runs: Vec<FramesMade>,
     ) -> Result<VideoMade, End> {
-        let plan = prepared.plan.clone();
-        let lane = self.lane(Stage::Encode, &plan, "encoding")?;
-        let options = policy::long(
-            policy::processor_queue(self.ctx.task_queue()),
-            self.token.clone(),
-            policy::limit(1, video.delivered, prepared.plan.deliver),
-            heartbeat(prepared),
-        );
-        let task = EncodeTask { job: self.job.clone(), plan, lane, runs };
-        self.settle(self.ctx.execute_activity(EncodeActivities::encode_video, task, options).await)
+        let plan = &prepared.plan;
+        let limit = policy::limit(1, video.delivered, plan.deliver);
+        let work = async |lane, token| {
+            let queue = policy::processor_queue(self.ctx.task_queue());
+            let options =
+                policy::long(queue, token, limit, heartbeat(prepared), policy::turn(&self.job));
+            let (job, runs) = (self.job.clone(), runs.clone());
+            let task = EncodeTask { job, plan: plan.clone(), lane, runs };
+            self.ctx.execute_activity(EncodeActivities::encode_video, task, options).await
+        };
+        self.stage(Stage::Encode, plan, "encoding", work).await
+    }
+
+    /// Carries out a stage that a pause stops: again each time the job goes on, from the stage's checkpoint.
+    async fn stage<T>(
+        &self,
+        stage: Stage,
+        plan: &Plan,
+        title: &str,
+        work: impl AsyncFn(Lane, WorkflowCancellationToken) -> Result<T, ActivityExecutionError>,
+    ) -> Result<T, End> {
+        let band = stage.band(&plan.shares);
+        loop {
+            self.enter(stage, band).await?;
+            let token = self.token.child_token();
+            self.ctx.state_mut(|state| state.work = Some(token.clone()));
+            let (ticket, step) = (stage.ticket(), stage.step());
+            let lane = Lane { ticket, step, band, title: title.to_owned() };
+            let outcome = work(lane, token.clone()).await;
+            self.ctx.state_mut(|state| state.work = None);
+            // Whatever else went wrong with a stage that was stopped goes wrong again when the job goes on.
+            let is_stopped = outcome.is_err() && token.is_cancelled();
+            if !is_stopped || self.token.is_cancelled() {
+                return self.settle(outcome);
+            }
+        }
     }
 
     /// From here on the job completes: a cancel that comes later is too late, so that there is one outcome.
     async fn publish(&self, plan: Plan, made: Made) -> Result<JobResult, End> {
-        self.enter(Stage::Publish, Stage::Publish.band(&plan.shares))?;
+        self.enter(Stage::Publish, Stage::Publish.band(&plan.shares)).await?;
         let options = policy::short(self.ctx.task_queue(), WorkflowCancellationToken::new());
         let task = PublishTask { job: self.job.clone(), plan, made };
         match self.ctx.execute_activity(LightActivities::publish, task, options).await {
@@ -212,7 +368,8 @@ impl Walk {
             End::Failed(ended) => refuse(&self.ctx, ended),
             End::Cancelled => {
                 let progress = self.ctx.state_mut(|state| {
-                    state.tracker.cancel();
+                    let message = state.review.rejection();
+                    state.tracker.cancel(message.unwrap_or_else(|| "cancelled".into()));
                     state.tracker.progress().clone()
                 });
                 show(&self.ctx);
@@ -221,8 +378,13 @@ impl Walk {
         }
     }
 
-    /// Begins a stage, unless the job was cancelled.
-    fn enter(&self, stage: Stage, band: Band) -> Result<(), End> {
+    /// Begins a stage, unless the job was cancelled. While it is paused nothing begins.
+    async fn enter(&self, stage: Stage, band: Band) -> Result<(), End> {
+        if self.ctx.state(|state| state.is_paused) && !self.token.is_cancelled() {
+            self.ctx.state_mut(|state| state.tracker.wait("paused", "paused".into()));
+            show(&self.ctx);
+            self.until(|state| !state.is_paused).await?;
+        }
         if self.token.is_cancelled() {
             return Err(End::Cancelled);
         }
@@ -231,15 +393,21 @@ impl Walk {
         Ok(())
     }
 
-    fn lane(&self, stage: Stage, plan: &Plan, title: &str) -> Result<Lane, End> {
-        let band = stage.band(&plan.shares);
-        self.enter(stage, band)?;
-        Ok(Lane { ticket: stage.ticket(), step: stage.step(), band, title: title.to_owned() })
+    /// Waits until `condition` holds, or the job is cancelled.
+    async fn until(&self, condition: impl FnMut(&GenVideoWorkflow) -> bool) -> Result<(), End> {
+        let options = WaitConditionOptions::builder().cancellation_token(self.token.clone()).build();
+        let waited = self.ctx.wait_condition_with_options(condition, options).await;
+        waited.map_err(|_| End::Cancelled)
     }
 
-    fn device(&self, prepared: &Prepared, limit: Duration) -> ActivityOptions {
+    fn device(
+        &self,
+        prepared: &Prepared,
+        limit: Duration,
+        token: WorkflowCancellationToken,
+    ) -> ActivityOptions {
         let queue = policy::device_queue(self.ctx.task_queue());
-        policy::long(queue, self.token.clone(), limit, heartbeat(prepared))
+        policy::long(queue, token, limit, heartbeat(prepared), policy::turn(&self.job))
     }
 
     /// A cancel that came while a stage worked wins over whatever the stage came to.

@@ -133,6 +133,7 @@ fn ranges_end_where_the_contract_says() {
         ("motion", json!(1), json!(255), json!(0), json!(256)),
         ("noise_aug", json!(0), json!(1.0), json!(-0.1), json!(1.1)),
         ("clip_skip", json!(0), json!(12), json!(-1), json!(13)),
+        ("priority", json!(1), json!(5), json!(0), json!(6)),
     ];
     for (field, first, last, below, above) in numbers {
         let fault = format!("OUT_OF_RANGE {field}");
@@ -232,6 +233,8 @@ fn fields_that_need_each_other_say_so() {
     check(json!({"prediction": "epsilon"}), &[]);
     check(json!({"prediction": "sample"}), &["OUT_OF_RANGE prediction"]);
     check(json!({"embed_metadata": 1}), &["WRONG_TYPE embed_metadata"]);
+    check(json!({"approve": true}), &[]);
+    check(json!({"approve": "yes"}), &["WRONG_TYPE approve"]);
 }
 
 #[test]
@@ -390,7 +393,7 @@ fn a_valid_job_reads_and_validates_to_itself() {
         "video_model": "c", "fps": 29.97, "motion": 127, "noise_aug": 0.02, "image": "AB".repeat(32),
         "loras": [{"name": "x", "scale": 0.7}, {"name": "y"}], "size_policy": "exact",
         "strength": 0.6, "batch": 8, "clip_skip": 2, "vae": "v.safetensors", "prediction": "v_prediction",
-        "embed_metadata": false,
+        "embed_metadata": false, "approve": true, "priority": 1,
     });
     for changes in [json!({}), full] {
         let job = valid_with(changes).unwrap();

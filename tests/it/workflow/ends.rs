@@ -113,12 +113,12 @@ async fn a_shutdown_hands_the_stage_to_the_next_worker() {
     let id = lab.submit(&job("VIDEO", json!({"steps": 100, "duration": 8.0}))).await;
     lab.reach(&id, "denoising", |progress| is_at(progress, "denoise")).await;
     lab.stop().await;
-    let waiting = lab.jobs.status(&id).await.expect("a status");
-    assert!(
-        matches!(waiting.status, JobStatus::Retrying | JobStatus::Pending | JobStatus::Running),
-        "a shutdown is no cancel and no failure: {waiting:?}"
-    );
+    let waiting =
+        lab.reach(&id, "the retry", |progress| progress.status == JobStatus::Retrying).await;
+    assert_eq!(waiting.message, "attempt 2 after: its worker shut down");
     lab.start();
+    let again = lab.reach(&id, "the work", |now| is_at(now, "denoise")).await;
+    assert_eq!((again.status, again.attempt), (JobStatus::Running, Some(2)));
     let result = lab.result(&id).await;
     assert_eq!(result.progress.percent, 100.0);
     lab.assert_tidy();
@@ -132,10 +132,16 @@ async fn an_error_that_comes_again_ends_the_job_with_its_class() {
     std::fs::remove_dir_all(lab.store.join("work")).expect("the folder is there");
     std::fs::write(lab.store.join("work"), "in the way").expect("a file in its place");
     let id = lab.submit(&job("IMAGE", json!({}))).await;
-    let Outcome::Failed { class, message, .. } = lab.outcome(&id).await else {
-        panic!("want a failure")
+    let mut causes = Vec::new();
+    let mut look = |progress: Progress| {
+        if progress.status == JobStatus::Retrying {
+            causes.push(progress.message);
+        }
     };
+    let outcome = lab.jobs.watch(&id, &mut look).await.expect("an outcome");
+    let Outcome::Failed { class, message, .. } = outcome else { panic!("want a failure") };
     assert_eq!(class, ErrorClass::OutputUnwritable, "{message}");
+    assert!(causes.iter().any(|cause| cause.contains(&message)), "{causes:?}: {message}");
     assert!(message.contains("work"), "{message}");
     lab.replay(&id, "unwritable").await;
     lab.stop().await;

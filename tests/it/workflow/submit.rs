@@ -119,6 +119,8 @@ async fn lists_name_the_jobs_and_ended_jobs_cannot_be_cancelled() {
     assert!(listed.started.is_some() && listed.ended.is_some());
     let refused = lab.jobs.cancel(&id).await.expect_err("it has ended");
     assert!(matches!(refused, Error::Ended { status: JobStatus::Completed, .. }), "{refused:?}");
+    let refused = lab.jobs.resume(&id).await.expect_err("it has ended");
+    assert!(matches!(refused, Error::Ended { status: JobStatus::Completed, .. }), "{refused:?}");
     assert!(matches!(lab.jobs.outcome(&id).await, Ok(Some(Outcome::Completed(_)))));
     lab.stop().await;
 }
@@ -129,6 +131,8 @@ async fn what_is_not_there_is_said_to_be_not_there() {
     for error in [
         lab.jobs.status("no-such-job").await.expect_err("no job"),
         lab.jobs.cancel("no-such-job").await.expect_err("no job"),
+        lab.jobs.approve("no-such-job").await.expect_err("no job"),
+        lab.jobs.pause("no-such-job").await.expect_err("no job"),
         lab.jobs.watch("no-such-job", &mut |_| {}).await.expect_err("no job"),
         lab.jobs.history_json("no-such-job").await.map(|_| ()).expect_err("no job"),
     ] {
