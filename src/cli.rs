@@ -14,6 +14,7 @@ mod list;
 mod models;
 mod output;
 mod render;
+mod replay;
 mod request;
 mod run;
 mod session;
@@ -23,6 +24,7 @@ mod status;
 mod submit;
 mod track;
 mod up;
+mod verify;
 mod watch;
 mod worker;
 
@@ -78,6 +80,10 @@ enum Command {
     List(list::Args),
     /// Make a video, or an image, right here, without Temporal
     Render(render::Args),
+    /// Make a result again from its receipt and say where it differs
+    Verify(verify::Args),
+    /// Start a new job from a receipt, with changes
+    Replay(replay::Args),
     /// List, fetch, import, check and remove models
     Models(models::Args),
     /// Say what a checkpoint, LoRA, PNG or mp4 is and how it was made
@@ -99,6 +105,8 @@ impl Command {
                 | Self::Worker(_)
                 | Self::Watch(_)
                 | Self::Render(_)
+                | Self::Verify(_)
+                | Self::Replay(_)
                 | Self::Models(_)
                 | Self::Inspect(_)
         )
@@ -198,6 +206,8 @@ async fn dispatch(command: Command, config: &Config, output: &mut Output) -> Res
         Command::Cancel(args) => cancel::cancel(args, config, output).await,
         Command::List(args) => list::list(args, config, output).await,
         Command::Render(args) => render::render(args, config, output).await,
+        Command::Verify(args) => verify::verify(args, config, output).await,
+        Command::Replay(args) => replay::replay(args, config, output).await,
         Command::Models(args) => models::models(args, config, output),
         Command::Inspect(args) => inspect::inspect(&args, output),
         Command::Doctor(args) => doctor::doctor(args, config, output).await,

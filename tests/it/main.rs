@@ -11,6 +11,7 @@ mod job; // the wire contract, hostile requests, policies
 mod media; // files that players and browsers read as meant
 mod one_file; // models and LoRAs that are one file; what `inspect` says
 mod python; // a Python client of the Temporal SDK
+mod receipt; // the same bytes for any number of threads, `verify`, `replay`
 mod render; // one stage after the other, without Temporal
 mod replay; // recorded histories against today's workflow
 mod store; // blobs, manifests, clean-up
