@@ -27,6 +27,7 @@ mod up;
 mod verify;
 mod watch;
 mod worker;
+mod workers;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -78,6 +79,8 @@ enum Command {
     Cancel(cancel::Args),
     /// List the jobs the server knows, newest first
     List(list::Args),
+    /// List who works for the task queue, and at what
+    Workers(workers::Args),
     /// Make a video, or an image, right here, without Temporal
     Render(render::Args),
     /// Make a result again from its receipt and say where it differs
@@ -205,6 +208,7 @@ async fn dispatch(command: Command, config: &Config, output: &mut Output) -> Res
         Command::Watch(args) => watch::watch(args, config, output).await,
         Command::Cancel(args) => cancel::cancel(args, config, output).await,
         Command::List(args) => list::list(args, config, output).await,
+        Command::Workers(args) => workers::workers(args, config, output).await,
         Command::Render(args) => render::render(args, config, output).await,
         Command::Verify(args) => verify::verify(args, config, output).await,
         Command::Replay(args) => replay::replay(args, config, output).await,

@@ -335,6 +335,23 @@ impl Renderer {
         &self.inner.settings.library
     }
 
+    /// The device with its number type and free memory in a few words, or why there is none.
+    pub fn machine(&self) -> String {
+        let opened = self
+            .inner
+            .desk
+            .wait(&mut |_| ControlFlow::Continue(()))
+            .and_then(|mut permit| Ok(permit.compute(&self.inner.settings)?.clone()));
+        match opened {
+            Ok(compute) => {
+                let free =
+                    compute.free_memory().map(|free| format!(", {} free", models::gib(free)));
+                format!("{} {}{}", compute.name(), compute.dtype_name(), free.unwrap_or_default())
+            }
+            Err(error) => format!("without a device: {error}"),
+        }
+    }
+
     /// How often weights have been read from the disk.
     pub fn weights_read(&self) -> u64 {
         self.inner.desk.reads.load(std::sync::atomic::Ordering::Relaxed)

@@ -111,7 +111,8 @@ impl Session {
             // A sender that is gone means stop as well.
             let _ = stopped.await;
         };
-        let worker = worker::run(worker_settings(config), self.jobs.client(), renderer, until_done);
+        let settings = worker_settings(config, &renderer);
+        let worker = worker::run(settings, self.jobs.client(), renderer, until_done);
         tokio::pin!(worker, job);
         tokio::select! {
             done = &mut job => {
@@ -141,7 +142,8 @@ impl Session {
             signals.first().await;
             output::note("stopping; once more to leave at once");
         };
-        Ok(worker::run(worker_settings(config), self.jobs.client(), renderer, until_signal).await?)
+        let settings = worker_settings(config, &renderer);
+        Ok(worker::run(settings, self.jobs.client(), renderer, until_signal).await?)
     }
 
     /// Lets go of the server; the embedded one ends when nobody else uses it.
@@ -167,12 +169,12 @@ async fn leave(server: DevServer) {
     }
 }
 
-fn worker_settings(config: &Config) -> WorkerSettings {
+fn worker_settings(config: &Config, renderer: &Renderer) -> WorkerSettings {
     WorkerSettings {
         task_queue: config.task_queue.clone(),
         heartbeat_timeout: config.heartbeat_timeout,
         drain_deadline: config.drain_deadline,
-        identity: None,
+        identity: Some(worker::identity(&renderer.machine())),
     }
 }
 

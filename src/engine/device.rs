@@ -96,11 +96,22 @@ pub fn threads() -> usize {
     rayon::current_num_threads()
 }
 
-/// The name that Linux knows the processor by.
+/// The name that Linux knows the processor by, and those of its instructions that change how sums are made.
 fn processor() -> Option<String> {
     let about = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = about.lines().find(|line| line.starts_with("model name"))?;
-    Some(line.split_once(':')?.1.trim().to_owned())
+    let field = |name: &str| {
+        let line = about.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let mut name = field("model name")?;
+    let flags = field("flags").unwrap_or_default();
+    for wanted in ["avx2", "fma", "avx512f"] {
+        if flags.split(' ').any(|flag| flag == wanted) {
+            name.push(' ');
+            name.push_str(wanted);
+        }
+    }
+    Some(name)
 }
 
 fn number_type(asked: &str, device: &Device) -> Result<DType> {

@@ -375,7 +375,7 @@ fn choose(memory: &str, need: &Need, have: Option<u64>) -> Result<Level, Error> 
 
 /// Bytes as people read them.
 #[expect(clippy::cast_precision_loss, reason = "one decimal of a GiB is shown")]
-fn gib(bytes: u64) -> String {
+pub(super) fn gib(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 

@@ -5,6 +5,7 @@ mod config; // where each setting comes from
 mod corpus; // hostile model files, each with its class
 mod devserver; // the embedded Temporal server: found, shared, left
 mod engine; // noise, schedules, models, refusals
+mod fleet; // several workers on one data folder
 mod goldens; // numbers of diffusers, within each tensor's tolerance
 mod hub; // models by name, manifests, the embedded pair
 mod job; // the wire contract, hostile requests, policies
