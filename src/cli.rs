@@ -15,6 +15,7 @@ mod list;
 mod models;
 mod output;
 mod render;
+mod replay;
 mod request;
 mod run;
 mod session;
@@ -26,8 +27,10 @@ mod submit;
 mod supervise;
 mod track;
 mod up;
+mod verify;
 mod watch;
 mod worker;
+mod workers;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -90,8 +93,14 @@ enum Command {
     Resume(steer::Args),
     /// List the jobs the server knows, newest first
     List(list::Args),
+    /// List who works for the task queue, and at what
+    Workers(workers::Args),
     /// Make a video, or an image, right here, without Temporal
     Render(render::Args),
+    /// Make a result again from its receipt and say where it differs
+    Verify(verify::Args),
+    /// Start a new job from a receipt, with changes
+    Replay(replay::Args),
     /// List, fetch, import, check and remove models
     Models(models::Args),
     /// Say what a checkpoint, LoRA, PNG or mp4 is and how it was made
@@ -115,6 +124,8 @@ impl Command {
                 | Self::Worker(_)
                 | Self::Watch(_)
                 | Self::Render(_)
+                | Self::Verify(_)
+                | Self::Replay(_)
                 | Self::Models(_)
                 | Self::Inspect(_)
         )
@@ -223,7 +234,10 @@ async fn dispatch(command: Command, config: &Config, output: &mut Output) -> Res
         Command::Pause(args) => steer::steer(Word::Pause(args), config, output).await,
         Command::Resume(args) => steer::steer(Word::Resume(args), config, output).await,
         Command::List(args) => list::list(args, config, output).await,
+        Command::Workers(args) => workers::workers(args, config, output).await,
         Command::Render(args) => render::render(args, config, output).await,
+        Command::Verify(args) => verify::verify(args, config, output).await,
+        Command::Replay(args) => replay::replay(args, config, output).await,
         Command::Models(args) => models::models(args, config, output),
         Command::Inspect(args) => inspect::inspect(&args, output),
         Command::Clean(args) => clean::clean(&args, config, output),

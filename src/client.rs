@@ -9,6 +9,7 @@ mod death;
 mod follow;
 mod steer;
 mod submit;
+mod workers;
 
 use std::time::{Duration, SystemTime};
 
@@ -22,6 +23,7 @@ use temporalio_common::UntypedWorkflow;
 
 pub use error::Error;
 pub use submit::{Submit, Submitted, fresh_id};
+pub use workers::{Stage, Worker};
 
 use crate::job::WORKFLOW_TYPE;
 use crate::job::class::ErrorClass;
@@ -200,6 +202,11 @@ impl Jobs {
         let mut found: Vec<Listed> = found.iter().map(listed).collect();
         found.sort_by_key(|job| std::cmp::Reverse(job.started));
         Ok(found)
+    }
+
+    /// Who works for the task queue `queue` and those named after it, and at what; those heard of last first.
+    pub async fn workers(&self, queue: &str) -> Result<Vec<Worker>, Error> {
+        workers::workers(self, queue).await
     }
 
     /// The job's history, as [`WorkflowReplayer`](temporalio_sdk::workflow_replayer::WorkflowReplayer) reads it.

@@ -57,7 +57,7 @@ pub mod pipelines {
 
 use std::ops::ControlFlow;
 
-pub use checkpoint::{Checkpoint, Keep};
+pub use checkpoint::{Checkpoint, Keep, Trace};
 pub use describe::{Description, Task, describe};
 pub use error::{Error, Result};
 pub use pipelines::stable_diffusion::{ImageModel, ImageOutput, ImageRequest};

@@ -65,6 +65,8 @@ pub struct VideoInfo {
     pub fps: FrameRate,
     /// Seconds.
     pub duration: f64,
+    /// What the encoder says about itself in the stream, where it does: name, core and revision.
+    pub encoder: Option<String>,
     /// Short codec name, for example `h264`.
     pub codec: String,
     /// For example `yuv420p`.

@@ -11,6 +11,8 @@ pub mod inspect;
 pub mod label;
 pub mod plan;
 pub mod publish;
+pub mod receipt;
+pub mod verify;
 
 mod check;
 mod checkpoint;
@@ -42,7 +44,10 @@ use crate::store::{self, BlobRef, JobKey, Store};
 
 pub use check::check_encoder;
 pub use failure::{class, hint, is_of_device};
+pub use hash::ModelFile;
 pub use plan::Plan;
+pub use receipt::{Receipt, StageReceipt};
+pub use verify::{Mismatch, Verdict};
 
 /// What a renderer needs to know about the machine.
 pub struct Settings {
@@ -126,6 +131,20 @@ pub struct Order {
     /// The last checkpoint of the attempt before, if there was one: see [`Report::checkpoint`].
     #[serde(default)]
     pub resume: Option<String>,
+    /// What each stage has to make, by its name, where a receipt is verified: the first step that differs ends it.
+    #[serde(skip)]
+    pub expected: Arc<BTreeMap<String, StageReceipt>>,
+}
+
+impl Order {
+    /// The order of a new job: nothing to go on from, nothing to be compared with.
+    pub fn new(job_key: JobKey, job: ValidJob, plan: Plan) -> Self {
+        Self { job_key, job, plan, resume: None, expected: Arc::default() }
+    }
+
+    fn expected(&self, stage: &str) -> Option<&StageReceipt> {
+        self.expected.get(stage)
+    }
 }
 
 /// Result of `gen_image`.
@@ -184,6 +203,9 @@ pub struct VideoMade {
     pub duration: f64,
     /// Which encoder, and why not others.
     pub encoder: String,
+    /// Its version and that of libavcodec.
+    #[serde(default)]
+    pub encoder_version: String,
     /// Wall-clock seconds.
     pub seconds: BTreeMap<String, f64>,
 }
@@ -201,6 +223,9 @@ pub struct Work {
     /// SHA-256 of the file that the autoencoder came from, where it was not the model's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vae: Option<String>,
+    /// What the receipt of the job says about this stage, a work object; `None` where no model worked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<BlobRef>,
     /// One sentence each.
     pub notes: Vec<String>,
     /// How often weights were read from the disk.
@@ -273,6 +298,9 @@ pub enum Error {
     /// The plan and the stage do not fit: a fault of ours or of a hand-made order.
     #[error("order: {0}")]
     Order(String),
+    /// Another run than the receipt's.
+    #[error(transparent)]
+    Differs(#[from] Box<Mismatch>),
     /// A record that does not turn into JSON or back.
     #[error("record: {0}")]
     Record(#[from] serde_json::Error),
@@ -309,6 +337,23 @@ impl Renderer {
     /// The models this renderer chooses from.
     pub fn library(&self) -> &Library {
         &self.inner.settings.library
+    }
+
+    /// The device with its number type and free memory in a few words, or why there is none.
+    pub fn machine(&self) -> String {
+        let opened = self
+            .inner
+            .desk
+            .wait(&mut |_| ControlFlow::Continue(()))
+            .and_then(|mut permit| Ok(permit.compute(&self.inner.settings)?.clone()));
+        match opened {
+            Ok(compute) => {
+                let free =
+                    compute.free_memory().map(|free| format!(", {} free", models::gib(free)));
+                format!("{} {}{}", compute.name(), compute.dtype_name(), free.unwrap_or_default())
+            }
+            Err(error) => format!("without a device: {error}"),
+        }
     }
 
     /// How often weights have been read from the disk.
@@ -399,14 +444,28 @@ impl Renderer {
     ) -> Result<JobResult, Error> {
         let job_key = JobKey::of_workflow(&format!("render-{}", uuid::Uuid::now_v7()));
         let plan = self.plan(job, seed)?;
-        let order = Order { job_key, job: job.clone(), plan, resume: None };
+        let order = Order::new(job_key, job.clone(), plan);
         let result = self.stages(&order, hook);
-        if result.is_err()
-            && let Err(error) = self.cleanup(&order.job_key)
-        {
-            tracing::warn!(%error, key = %order.job_key, "leftovers of a failed job stay until the next sweep");
+        if result.is_err() {
+            self.tidy(&order.job_key);
         }
         result
+    }
+
+    /// Makes again what `receipt` tells of, under a key of its own, and compares; leaves nothing behind.
+    ///
+    /// # Errors
+    /// As any job; and [`Error::Refused`] for a model that is not here or is another one. That the results differ is no
+    /// error.
+    pub fn verify(&self, receipt: &Receipt, hook: &mut Hook<'_>) -> Result<Verdict, Error> {
+        verify::verify(self, receipt, hook)
+    }
+
+    /// Removes what a job left that has no result.
+    fn tidy(&self, key: &JobKey) {
+        if let Err(error) = self.cleanup(key) {
+            tracing::warn!(%error, %key, "leftovers of a job without a result stay until the next sweep");
+        }
     }
 
     fn stages(&self, order: &Order, hook: &mut Hook<'_>) -> Result<JobResult, Error> {

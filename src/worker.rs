@@ -104,6 +104,18 @@ pub async fn run(
     }
 }
 
+/// Task queues of a worker whose workflows are on `base`.
+pub fn queues(base: &str) -> [String; 3] {
+    [base.to_owned(), policy::device_queue(base), policy::processor_queue(base)]
+}
+
+/// What a worker with this `machine` is called in the server's records: process, host, machine.
+pub fn identity(machine: &str) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = if host.trim().is_empty() { "localhost" } else { host.trim() };
+    format!("{}@{host} {machine}", std::process::id())
+}
+
 fn panicked() -> Error {
     Error::Run("its thread panicked".to_owned())
 }

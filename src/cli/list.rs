@@ -65,7 +65,8 @@ fn line(job: &Listed) -> String {
     format!("{:<9}  {started:<19}  {kind:<5}  {}  {shown}{more}", state(job.status), job.id)
 }
 
-fn rfc3339(time: SystemTime) -> Option<String> {
+/// A time as programs read it.
+pub(crate) fn rfc3339(time: SystemTime) -> Option<String> {
     Some(jiff::Timestamp::try_from(time).ok()?.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string())
 }
 

@@ -45,16 +45,28 @@ pub(crate) async fn render(
         return Err(Failure::usage(message).hint("`genvideo run --approve` does"));
     }
     deliver::prepare(&args.out)?;
-    let mut signals = Signals::listen()?;
     let renderer = session::renderer(config, store.clone());
+    let job = request.job;
+    let seed = job.seed.unwrap_or_else(fresh_seed);
+    let track = Track::new(&renderer.plan(&job, seed)?);
+    let result =
+        work_beside(ID, track, output, move |hook| renderer.render_all(&job, seed, hook)).await?;
+    hand_over(&store, &args.out, ID, &result, output)
+}
+
+/// Works on a thread of its own, shows how far it is as job `id`, and stops at the first signal.
+pub(crate) async fn work_beside<T: Send + 'static>(
+    id: &str,
+    mut track: Track,
+    output: &mut Output,
+    work: impl FnOnce(&mut render::Hook<'_>) -> Result<T, render::Error> + Send + 'static,
+) -> Result<T, Failure> {
+    let mut signals = Signals::listen()?;
     let (report, mut reports) = mpsc::unbounded_channel();
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
-    let job = request.job;
-    let seed = job.seed.unwrap_or_else(fresh_seed);
-    let mut track = Track::new(&renderer.plan(&job, seed)?);
     let mut work = tokio::task::spawn_blocking(move || {
-        renderer.render_all(&job, seed, &mut |step| {
+        work(&mut |step| {
             // Nobody listens only when the command has ended.
             let _ = report.send(step);
             if stopped.load(Ordering::Relaxed) {
@@ -69,7 +81,7 @@ pub(crate) async fn render(
     let result = loop {
         tokio::select! {
             biased;
-            Some(step) = reports.recv() => display.show(ID, &track.progress(step), output),
+            Some(step) = reports.recv() => display.show(id, &track.progress(step), output),
             done = &mut work => break done,
             _ = signals.first(), if !told => {
                 told = true;
@@ -80,9 +92,8 @@ pub(crate) async fn render(
     };
     display.finish();
     match result.expect("rendering does not panic") {
-        Ok(result) => hand_over(&store, &args.out, ID, &result, output),
         Err(render::Error::Stopped) => Err(Failure::interrupted("stopped")),
-        Err(error) => Err(error.into()),
+        done => Ok(done?),
     }
 }
 

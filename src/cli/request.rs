@@ -134,6 +134,14 @@ pub(crate) struct Request {
     pub(crate) job: ValidJob,
 }
 
+impl Request {
+    /// The request that `fields` make.
+    pub(crate) fn of(fields: &Map<String, Value>) -> Result<Self, Failure> {
+        let bytes = serde_json::to_vec(fields).expect("a map of JSON values serialises");
+        Ok(Self { job: job::parse::valid(&bytes).map_err(|all| faults(&all))?, bytes })
+    }
+}
+
 impl JobFlags {
     /// The request; a picture is put into the store on the way.
     pub(crate) fn request(&self, store: &Store) -> Result<Request, Failure> {
@@ -142,13 +150,11 @@ impl JobFlags {
         if self.image.is_some() {
             fields.insert("image".to_owned(), json!("0".repeat(64)));
         }
-        valid(&fields)?;
+        Request::of(&fields)?;
         if let Some(path) = &self.image {
             fields.insert("image".to_owned(), json!(import(store, path)?));
         }
-        let job = valid(&fields)?;
-        let bytes = serde_json::to_vec(&fields).expect("a map of JSON values serialises");
-        Ok(Request { bytes, job })
+        Request::of(&fields)
     }
 
     fn fields(&self) -> Result<Map<String, Value>, Failure> {
@@ -227,11 +233,6 @@ fn model(name: &str) -> String {
     whole.and_then(|whole| whole.to_str().map(str::to_owned)).unwrap_or_else(|| name.to_owned())
 }
 
-fn valid(fields: &Map<String, Value>) -> Result<ValidJob, Failure> {
-    let bytes = serde_json::to_vec(fields).expect("a map of JSON values serialises");
-    job::parse::valid(&bytes).map_err(|all| faults(&all))
-}
-
 /// `inf` and `nan` are numbers to the command line but not to JSON.
 fn number(flag: &str, value: Option<f64>) -> Result<Value, Failure> {
     match value {
@@ -242,7 +243,8 @@ fn number(flag: &str, value: Option<f64>) -> Result<Value, Failure> {
     }
 }
 
-fn default_user() -> String {
+/// Whose jobs those are that name nobody.
+pub(crate) fn default_user() -> String {
     let named = std::env::var("USER").or_else(|_| std::env::var("USERNAME"));
     let plain = |letter: char| {
         let refused = letter.is_control() || matches!(letter, '/' | '\\' | '%');

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::display::Display;
 use super::failure::Failure;
 use super::output::{self, Output};
-use super::request::JobFlags;
+use super::request::{JobFlags, Request};
 use super::session::{self, Session};
 use super::signals::{Signals, Word};
 use super::{deliver, submit};
@@ -22,6 +22,13 @@ use crate::store::Store;
 pub(crate) struct Args {
     #[command(flatten)]
     job: JobFlags,
+    #[command(flatten)]
+    handling: Handling,
+}
+
+/// What happens to a job that is started here.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Handling {
     /// Name of the job; the same name and request join a job that is there [default: a new one]
     #[arg(long, value_name = "ID")]
     id: Option<String>,
@@ -45,8 +52,19 @@ struct Done<'a> {
 pub(crate) async fn run(args: Args, config: &Config, output: &mut Output) -> Result<(), Failure> {
     let store = session::store(config)?;
     let request = args.job.request(&store)?;
-    if !args.detach {
-        deliver::prepare(&args.out)?;
+    start(request, args.handling, store, config, output).await
+}
+
+/// Hands the request in and, unless it is left to others, works on it until its files are there.
+pub(crate) async fn start(
+    request: Request,
+    handling: Handling,
+    store: Store,
+    config: &Config,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    if !handling.detach {
+        deliver::prepare(&handling.out)?;
     }
     let signals = Signals::listen()?;
     let session = Session::open_anyhow(config).await?;
@@ -54,18 +72,18 @@ pub(crate) async fn run(args: Args, config: &Config, output: &mut Output) -> Res
         let submitted = submit::hand_in(
             &session,
             config,
-            Some(args.id.unwrap_or_else(fresh_id)),
+            Some(handling.id.unwrap_or_else(fresh_id)),
             &request,
             output,
         )
         .await?;
-        if args.detach {
+        if handling.detach {
             submit::explain_waiting(&session);
             return Ok(());
         }
         let job = finish(&session, &submitted, &signals, output);
         let result = session.with_worker(config, job).await?;
-        hand_over(&store, &args.out, &submitted.id, &result, output)
+        hand_over(&store, &handling.out, &submitted.id, &result, output)
     };
     let done = done.await;
     session.close().await;

@@ -149,7 +149,8 @@ impl Session {
         let until_signal = async move {
             signals.first().await;
         };
-        Ok(worker::run(worker_settings(config), self.jobs.client(), renderer, until_signal).await?)
+        let settings = worker_settings(config, &renderer);
+        Ok(worker::run(settings, self.jobs.client(), renderer, until_signal).await?)
     }
 
     /// Lets go of the server; the embedded one ends when nobody else uses it.
@@ -205,12 +206,12 @@ async fn leave(server: DevServer) {
     }
 }
 
-fn worker_settings(config: &Config) -> WorkerSettings {
+fn worker_settings(config: &Config, renderer: &Renderer) -> WorkerSettings {
     WorkerSettings {
         task_queue: config.task_queue.clone(),
         heartbeat_timeout: config.heartbeat_timeout,
         drain_deadline: config.drain_deadline,
-        identity: None,
+        identity: Some(worker::identity(&renderer.machine())),
     }
 }
 

@@ -1,7 +1,8 @@
 //! A run put down between two steps, as bytes, and taken up again: what follows has the same bits as without a break.
 //!
 //! Everything else a run needs (conditions, schedule, the noise of each step) is made again from its request, so a
-//! checkpoint is small. The bytes are a safetensors file; whose run it was stands in its metadata.
+//! checkpoint is small. The bytes are a safetensors file; whose run it was stands in its metadata, and so do the hashes
+//! of every step so far, which another run of the same request can be compared with.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,9 +11,10 @@ use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::denoise::DenoiseState;
-use super::{Error, Result};
+use super::{Error, Result, weights};
 
 /// Where a run is.
 #[derive(Clone, Debug, Default)]
@@ -27,10 +29,23 @@ pub struct Checkpoint {
     pub widened: bool,
     /// How the frames were decoded, in the caller's words; see [`decode_as`](Self::decode_as).
     pub decoding: String,
+    /// Hashes of what was made so far; see [`record`](Self::record).
+    pub trace: Trace,
+    /// Frames that the trace covers.
+    traced: usize,
+}
+
+/// Lower-case hex SHA-256 of what a run made on its way, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// Of the latents after each step, picture after picture: their numbers as little-endian f32.
+    pub denoise: Vec<String>,
+    /// Of each decoded chunk: its pixels, frame after frame, three bytes each.
+    pub decode: Vec<String>,
 }
 
 /// Shown where a run is after every step and every decoded chunk; keeps what it likes.
-pub type Keep<'a> = dyn FnMut(&Checkpoint) + 'a;
+pub type Keep<'a> = dyn FnMut(&mut Checkpoint) + 'a;
 
 /// The one metadata key; several would come in any order, and the same state would have many hashes.
 const ABOUT: &str = "about";
@@ -43,6 +58,7 @@ struct About {
     step: Option<usize>,
     widened: bool,
     decoding: String,
+    trace: Trace,
 }
 
 impl Checkpoint {
@@ -56,7 +72,29 @@ impl Checkpoint {
         if self.decoding != decoding {
             self.frames.clear();
             (self.widened, self.decoding) = (false, decoding);
+            (self.trace.decode, self.traced) = (Vec::new(), 0);
         }
+    }
+
+    /// Adds the newest step or chunk to the trace; to be called once for each.
+    pub fn record(&mut self) -> Result<()> {
+        match &self.state {
+            Some(state) => {
+                let mut hasher = Sha256::new();
+                hasher.update(bytes_of(&state.latents)?);
+                self.trace.denoise.push(weights::hex(hasher));
+            }
+            None => {
+                let mut hasher = Sha256::new();
+                self.frames
+                    .iter()
+                    .skip(self.traced)
+                    .for_each(|frame| hasher.update(frame.as_raw()));
+                self.traced = self.frames.len();
+                self.trace.decode.push(weights::hex(hasher));
+            }
+        }
+        Ok(())
     }
 
     /// The checkpoint as bytes; `run` says whose it is.
@@ -70,6 +108,7 @@ impl Checkpoint {
             step: self.state.as_ref().map(|state| state.step),
             widened: self.widened,
             decoding: self.decoding.clone(),
+            trace: self.trace.clone(),
         };
         let about =
             serde_json::to_string(&about).map_err(|error| Error::Checkpoint(error.to_string()))?;
@@ -125,12 +164,15 @@ impl Checkpoint {
             _ => return Err(Error::Checkpoint("half a state".to_owned())),
         };
         let frames = file.tensor("frames").ok().map(|view| pictures(&view)).transpose()?;
+        let frames = frames.unwrap_or_default();
         Ok(Self {
             latents: all("latents")?,
             state,
-            frames: frames.unwrap_or_default(),
+            traced: frames.len(),
+            frames,
             widened: about.widened,
             decoding: about.decoding,
+            trace: about.trace,
         })
     }
 }
@@ -153,10 +195,15 @@ struct Part {
 
 impl Part {
     fn of_tensor(name: String, tensor: &Tensor) -> Result<Self> {
-        let numbers = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let bytes = bytes_of(tensor)?;
         Ok(Self { name, dtype: Dtype::F32, shape: tensor.dims().to_vec(), bytes })
     }
+}
+
+/// The numbers of a tensor as little-endian f32.
+fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
+    let numbers = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(numbers.iter().flat_map(|number| number.to_le_bytes()).collect())
 }
 
 fn tensor(view: &TensorView<'_>, device: &Device) -> Result<Tensor> {

@@ -33,6 +33,11 @@ impl Compute {
         self.dtype.as_str()
     }
 
+    /// What the device calls itself, where it does: the processor's or the accelerator's model.
+    pub fn model(&self) -> Option<String> {
+        if self.device.is_cpu() { processor() } else { cuda_model(&self.device) }
+    }
+
     /// The number type of the networks.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -86,6 +91,29 @@ pub fn set_threads(threads: usize) {
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
 }
 
+/// How many threads the CPU paths use.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
+/// The name that Linux knows the processor by, and those of its instructions that change how sums are made.
+fn processor() -> Option<String> {
+    let about = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let field = |name: &str| {
+        let line = about.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let mut name = field("model name")?;
+    let flags = field("flags").unwrap_or_default();
+    for wanted in ["avx2", "fma", "avx512f"] {
+        if flags.split(' ').any(|flag| flag == wanted) {
+            name.push(' ');
+            name.push_str(wanted);
+        }
+    }
+    Some(name)
+}
+
 fn number_type(asked: &str, device: &Device) -> Result<DType> {
     match (asked, device.is_cpu()) {
         ("auto", true) | ("f32", _) => Ok(DType::F32),
@@ -134,6 +162,16 @@ fn cuda_memory(device: &Device) -> Option<u64> {
     device.as_cuda_device().ok()?.cuda_stream().context().bind_to_thread().ok()?;
     let (free, _) = mem_get_info().ok()?;
     u64::try_from(free).ok()
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_model(device: &Device) -> Option<String> {
+    device.as_cuda_device().ok()?.cuda_stream().context().name().ok()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_model(_: &Device) -> Option<String> {
+    None
 }
 
 #[cfg(not(feature = "cuda"))]

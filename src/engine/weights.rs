@@ -253,6 +253,12 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
     folder::weight_files(path)
 }
 
+/// The other files that shape what the model at `path` makes: configurations and vocabularies. A model of one file has
+/// none.
+pub fn settings_files(path: &Path) -> Result<Vec<PathBuf>> {
+    if path.is_file() { Ok(Vec::new()) } else { folder::settings_files(path) }
+}
+
 /// Fails unless the file at `path` has the hash `sha256`, 64 hexadecimal digits.
 pub fn verify(path: &Path, sha256: &str) -> Result<()> {
     let io = |source| Error::Io { path: path.to_path_buf(), source };
@@ -265,11 +271,16 @@ pub fn verify(path: &Path, sha256: &str) -> Result<()> {
             count => hasher.update(&block[..count]),
         }
     }
-    let got: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let got = hex(hasher);
     if got.eq_ignore_ascii_case(sha256) {
         return Ok(());
     }
     Err(Error::WeightsHash { path: path.to_path_buf(), got, wanted: shown(sha256) })
+}
+
+/// The hash as lower-case hexadecimal digits.
+pub(super) fn hex(hasher: Sha256) -> String {
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether no number has all bits of its exponent set, which is how infinities and NaNs look.

@@ -25,6 +25,12 @@ const MUX: &str = "writing the video file";
 /// Longest side H.264 level 6.2 can hold.
 const MAX_SIDE: u32 = 16384;
 
+/// Version of the library that encodes.
+pub fn libavcodec() -> String {
+    let number = ffmpeg::codec::version();
+    format!("libavcodec {}.{}.{}", number >> 16, (number >> 8) & 255, number & 255)
+}
+
 /// An mp4 in the making.
 pub struct VideoWriter {
     encoder: ffmpeg::encoder::video::Encoder,

@@ -41,13 +41,16 @@ pub fn probe_while(
     let mut decoder = decoder(found.parameters())?;
     let metadata = libav::metadata(&input);
     let broken = |error| libav::failed_on(path, STAGE, error);
-    let mut frames = 0;
+    let (mut frames, mut encoder) = (0, None);
     let mut packet = ffmpeg::Packet::empty();
     loop {
         super::ask(go_on)?;
         match packet.read(&mut input) {
             Ok(()) if packet.stream() != index => {}
             Ok(()) => {
+                if frames == 0 && encoder.is_none() {
+                    encoder = packet.data().and_then(own_words);
+                }
                 decoder.send_packet(&packet).map_err(broken)?;
                 frames += drain(&mut decoder).map_err(broken)?;
             }
@@ -66,6 +69,7 @@ pub fn probe_while(
             den: positive(rate.denominator()).max(1),
         },
         duration: seconds(ticks, base),
+        encoder,
         codec: ffmpeg::decoder::find(decoder.id())
             .map_or_else(String::new, |codec| codec.name().to_owned()),
         pixel_format: pixel_name(decoder.format()),
@@ -109,6 +113,15 @@ fn drain(decoder: &mut ffmpeg::decoder::Video) -> Result<u32, ffmpeg::Error> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// What x264 says about itself in the first packet of a film.
+fn own_words(packet: &[u8]) -> Option<String> {
+    let opening = b"x264 - core ";
+    let start = packet.windows(opening.len()).position(|bytes| bytes == opening)?;
+    let words = packet[start..].iter().take_while(|byte| byte.is_ascii_graphic() || **byte == b' ');
+    let words: String = words.map(|byte| char::from(*byte)).take(200).collect();
+    Some(words.split(" - ").take(2).collect::<Vec<_>>().join(" "))
 }
 
 fn pixel_name(format: ffmpeg::format::Pixel) -> String {

@@ -13,9 +13,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::models::report_of;
+use super::verify::{Mismatch, Part};
 use super::{Error, Hook, Order, Report, Settings, point};
 use crate::engine::device::Compute;
-use crate::engine::{self, Checkpoint, Keep};
+use crate::engine::{self, Checkpoint, Keep, Trace};
 use crate::store;
 
 /// How long an older checkpoint stays: another attempt may be about to read it.
@@ -125,6 +126,11 @@ impl<'a> Attempt<'a> {
         Err(Error::Stopped)
     }
 
+    /// Hashes of every step and chunk, those of earlier attempts too.
+    pub(super) fn trace(&self) -> &Trace {
+        &self.at.trace
+    }
+
     /// What the user should know.
     pub(super) fn note(&self) -> Option<String> {
         self.note.clone()
@@ -148,13 +154,28 @@ struct Keeper<'a> {
 }
 
 impl Keeper<'_> {
-    /// Saves `at` when too much work would be lost without it.
-    fn look(&mut self, at: &Checkpoint) {
+    /// Records the newest step of `at`, and saves it when too much work would be lost otherwise.
+    fn look(&mut self, at: &mut Checkpoint) {
         self.is_saved = false;
-        let place = if at.frames.is_empty() { "step_done" } else { "chunk_decoded" };
-        self.failed = point(place).err();
-        if self.failed.is_none() && self.saved_at.elapsed() >= self.settings.checkpoint_every {
-            self.failed = self.save(at).err();
+        if self.failed.is_none() {
+            self.failed = self.record(at).err();
+        }
+    }
+
+    fn record(&mut self, at: &mut Checkpoint) -> Result<(), Error> {
+        point(if at.frames.is_empty() { "step_done" } else { "chunk_decoded" })?;
+        at.record()?;
+        if let Some(expected) = self.order.expected(&self.stage) {
+            let newest = match at.state {
+                Some(_) => (Part::Denoise, &*expected.denoise, &*at.trace.denoise),
+                None => (Part::Decode, &*expected.decode, &*at.trace.decode),
+            };
+            Mismatch::of_last(&self.stage, newest).map_or(Ok(()), Err)?;
+        }
+        if self.saved_at.elapsed() >= self.settings.checkpoint_every {
+            self.save(at)
+        } else {
+            Ok(())
         }
     }
 

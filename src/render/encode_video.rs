@@ -12,7 +12,7 @@ use super::plan::VideoPlan;
 use super::{
     Error, FramesMade, Hook, Inner, Order, Report, VideoMade, Work, frames, label, report, seconds,
 };
-use crate::media::encode::VideoWriter;
+use crate::media::encode::{self, VideoWriter};
 use crate::media::interpolate::{Interpolated, interpolate};
 use crate::media::{self, VideoSpec, still};
 
@@ -56,6 +56,10 @@ pub(super) fn encode_video(
         fps: f64::from(info.fps.num) / f64::from(info.fps.den),
         duration: info.duration,
         encoder,
+        encoder_version: std::iter::once(encode::libavcodec())
+            .chain(info.encoder)
+            .collect::<Vec<_>>()
+            .join(", "),
         seconds: BTreeMap::from([("encode".to_owned(), seconds(started.elapsed()))]),
     })
 }

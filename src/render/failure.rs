@@ -14,7 +14,7 @@ pub fn class(error: &Error) -> ErrorClass {
         Error::Media(error) | Error::GivenImage { source: error, .. } => media_class(error),
         Error::Store(error) => store_class(error),
         Error::Hub(error) => hub_class(error),
-        Error::Conflict { .. } => ErrorClass::Conflict,
+        Error::Conflict { .. } | Error::Differs(_) => ErrorClass::Conflict,
         Error::Gone(_) | Error::Frames(_) => ErrorClass::OutputUnwritable,
         Error::Stopped | Error::Order(_) | Error::Record(_) => ErrorClass::Bug,
     }

@@ -196,18 +196,33 @@ fn draw(
     request: ImageRequest,
     hook: &mut Hook<'_>,
 ) -> Result<(ImageOutput, Work), Error> {
-    let path = inner.settings.library.find(&plan.lookup, Task::TextToImage)?.folder;
-    let weights = inner.hashes.model(&path, hook)?;
-    let options = options(inner, plan)?;
-    let vae = options.vae.as_ref().map(|path| inner.hashes.file(path, hook)).transpose()?;
-    let mut hashes = vec![weights.clone()];
-    hashes.extend(vae.clone());
-    for lora in &options.loras {
-        hashes.push(inner.hashes.file(&lora.path, hook)?);
-    }
-    let wanted = Wanted { path, options, hashes: hashes.join(" ") };
+    let (weights, vae, wanted) = wanted(inner, plan, hook)?;
     let (output, work) = infer(inner, order, &wanted, request, hook)?;
     Ok((output, Work { weights: Some(weights), vae, ..work }))
+}
+
+/// The model of the plan, with the hashes of its weights and of another autoencoder.
+pub(super) fn wanted(
+    inner: &Inner,
+    plan: &ImagePlan,
+    hook: &mut Hook<'_>,
+) -> Result<(String, Option<String>, Wanted), Error> {
+    let path = inner.settings.library.find(&plan.lookup, Task::TextToImage)?.folder;
+    let (weights, mut files) = inner.hashes.model((&plan.model, &path), hook)?;
+    let options = options(inner, plan)?;
+    let mut hashes = vec![weights.clone()];
+    let mut vae = None;
+    let names = plan.vae.iter().chain(plan.loras.iter().map(|lora| &lora.name));
+    let paths = options.vae.iter().chain(options.loras.iter().map(|lora| &lora.path));
+    for (name, path) in names.zip(paths) {
+        let file = inner.hashes.single((name, path), hook)?;
+        if options.vae.is_some() && vae.is_none() {
+            vae = Some(file.sha256.clone());
+        }
+        hashes.push(file.sha256.clone());
+        files.push(file);
+    }
+    Ok((weights, vae, Wanted { path, options, hashes: hashes.join(" "), files }))
 }
 
 /// What the plan changes about the model.

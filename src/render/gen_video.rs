@@ -7,6 +7,7 @@ use std::fmt::Debug;
 
 use super::infer::{Request, infer};
 use super::models::{Permit, Ready, Wanted};
+use super::plan::VideoPlan;
 use super::{Error, FramesMade, Hook, Inner, Order, Settings, Work, frames};
 use crate::engine::{self, Checkpoint, Keep, LoadOptions, VideoModel, VideoOutput, VideoRequest};
 use crate::hub::Task;
@@ -47,9 +48,7 @@ pub(super) fn gen_video(
         seed: order.plan.seed,
         run,
     };
-    let path = inner.settings.library.find(&plan.lookup, Task::ImageToVideo)?.folder;
-    let hashes = inner.hashes.model(&path, hook)?;
-    let wanted = Wanted { path, options: LoadOptions::default(), hashes };
+    let wanted = wanted(inner, plan, hook)?;
     let (output, work) = infer(inner, order, &wanted, request, hook)?;
     let mut work = Work { weights: Some(wanted.hashes), ..work };
     work.notes.extend(output.notes);
@@ -60,6 +59,17 @@ pub(super) fn gen_video(
         u32::try_from(made.len()).map_err(|_| Error::Frames(format!("{} frames", made.len())))?;
     let frames = store.put_work(&order.job_key, &frames::pack(&made)?)?;
     Ok(FramesMade { run, frames, count, last_frame, work })
+}
+
+/// The model of the plan.
+pub(super) fn wanted(
+    inner: &Inner,
+    plan: &VideoPlan,
+    hook: &mut Hook<'_>,
+) -> Result<Wanted, Error> {
+    let path = inner.settings.library.find(&plan.lookup, Task::ImageToVideo)?.folder;
+    let (hashes, files) = inner.hashes.model((&plan.model, &path), hook)?;
+    Ok(Wanted { path, options: LoadOptions::default(), hashes, files })
 }
 
 impl Request for VideoRequest {

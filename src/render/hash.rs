@@ -28,6 +28,18 @@ struct Known {
     sha256: String,
 }
 
+/// A file that shapes what a model makes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelFile {
+    /// Name of the model, the autoencoder or the LoRA.
+    pub model: String,
+    /// Name of the file inside the model's folder.
+    pub file: String,
+    /// SHA-256 of its content.
+    pub sha256: String,
+}
+
 /// The known hashes, in memory and in a file.
 #[derive(Debug)]
 pub(super) struct Hashes {
@@ -41,22 +53,56 @@ impl Hashes {
         Self { file: cache_dir.join("weight-hashes.json"), known: Mutex::new(None) }
     }
 
-    /// SHA-256 of the model at `path`: of its one file, or of the list of its files.
-    pub(super) fn model(&self, path: &Path, hook: &mut Hook<'_>) -> Result<String, Error> {
-        let files = engine::weights::files(path)?;
-        if let [file] = files.as_slice()
-            && file == path
-        {
-            return self.file(file, hook);
-        }
+    /// SHA-256 of the model at `path`, of its one file or of the list of its weight files, and every file that shapes
+    /// what it makes, as a part of `model`.
+    pub(super) fn model(
+        &self,
+        (model, path): (&str, &Path),
+        hook: &mut Hook<'_>,
+    ) -> Result<(String, Vec<ModelFile>), Error> {
+        let weights = engine::weights::files(path)?;
+        let mut files = self.named((model, path), &weights, hook)?;
+        let sha256 = match (weights.as_slice(), files.as_slice()) {
+            ([one], [file]) if one == path => file.sha256.clone(),
+            _ => {
+                let line = |file: &ModelFile| format!("{}  {}\n", file.sha256, file.file);
+                store::sha256(files.iter().map(line).collect::<String>().as_bytes())
+            }
+        };
+        files.extend(self.named((model, path), &engine::weights::settings_files(path)?, hook)?);
+        Ok((sha256, files))
+    }
+
+    /// A file that is a model or a part of one by itself.
+    pub(super) fn single(
+        &self,
+        (model, path): (&str, &Path),
+        hook: &mut Hook<'_>,
+    ) -> Result<ModelFile, Error> {
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(ModelFile { model: model.to_owned(), file, sha256: self.file(path, hook)? })
+    }
+
+    /// `files` of the model at `path` with their hashes, in the order of their names.
+    fn named(
+        &self,
+        (model, path): (&str, &Path),
+        files: &[PathBuf],
+        hook: &mut Hook<'_>,
+    ) -> Result<Vec<ModelFile>, Error> {
         let mut named = Vec::new();
-        for file in &files {
-            let name = file.strip_prefix(path).unwrap_or(file).to_string_lossy().replace('\\', "/");
-            named.push((name, self.file(file, hook)?));
+        for file in files {
+            named.push(match file.strip_prefix(path) {
+                Ok(inside) if file != path => ModelFile {
+                    model: model.to_owned(),
+                    file: inside.to_string_lossy().replace('\\', "/"),
+                    sha256: self.file(file, hook)?,
+                },
+                _ => self.single((model, file), hook)?,
+            });
         }
-        named.sort_unstable();
-        let lines = named.iter().map(|(name, sha256)| format!("{sha256}  {name}\n"));
-        Ok(store::sha256(lines.collect::<String>().as_bytes()))
+        named.sort_unstable_by(|one, other| one.file.cmp(&other.file));
+        Ok(named)
     }
 
     /// SHA-256 of one file.

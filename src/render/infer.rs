@@ -6,7 +6,8 @@ use std::fmt::Debug;
 use std::time::Instant;
 
 use super::checkpoint::Attempt;
-use super::models::{Permit, Ready, Wanted};
+use super::models::{Permit, Ready, TILED, Wanted};
+use super::receipt::StageReceipt;
 use super::{Error, Hook, Inner, Order, Settings, Work, point, seconds};
 use crate::engine::{self, Checkpoint, Keep};
 
@@ -58,7 +59,9 @@ pub(super) fn infer<R: Request>(
     let mut attempt = None;
     for last_try in [false, true] {
         let started = Instant::now();
-        let memory = if last_try { "low" } else { &settings.memory };
+        let tiled =
+            last_try || order.expected(&request.stage()).is_some_and(|stage| stage.memory == TILED);
+        let memory = if tiled { "low" } else { &settings.memory };
         let (model, ready) = request.ready(&mut permit, settings, wanted, memory, hook)?;
         let loaded = Instant::now();
         point("model_loaded")?;
@@ -78,7 +81,10 @@ pub(super) fn infer<R: Request>(
                     (format!("{}_load", R::NAME), seconds(loaded - started)),
                     (R::NAME.to_owned(), seconds(loaded.elapsed())),
                 ]);
-                let mut work = ready.work(times);
+                let stage = StageReceipt::new(&ready, wanted, run.trace());
+                let stage =
+                    settings.store.put_work(&order.job_key, &serde_json::to_vec(&stage)?)?;
+                let mut work = Work { receipt: Some(stage), ..ready.work(times) };
                 work.notes.extend(run.note());
                 return Ok((output, work));
             }

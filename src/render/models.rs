@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::hash::ModelFile;
 use super::{Error, Hook, Report, Settings, Work, report};
 use crate::engine::device::{self, Compute};
 use crate::engine::estimate::{self, Need};
@@ -22,6 +23,8 @@ use crate::engine::{
     self, ImageModel, ImageRequest, LoadOptions, Residency, StepEvent, VideoModel, VideoRequest,
 };
 
+/// The level of memory that changes results.
+pub(super) const TILED: &str = "tiled";
 /// How often a thread that waits for the device asks the hook whether to go on waiting.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
@@ -63,12 +66,16 @@ pub(super) struct Wanted {
     pub(super) options: LoadOptions,
     /// Hashes of all its files: a file that was replaced is another model.
     pub(super) hashes: String,
+    /// Those files, and its configurations.
+    pub(super) files: Vec<ModelFile>,
 }
 
 /// How a run will go.
 pub(super) struct Ready {
     /// Where.
     pub(super) compute: Compute,
+    /// How much of the model is in memory at once: `together`, `in_turn` or `tiled`.
+    pub(super) memory: &'static str,
     /// How often weights are read from the disk for it.
     pub(super) weights_read: u32,
     /// What the user should know.
@@ -133,6 +140,11 @@ impl Drop for Permit<'_> {
 }
 
 impl Permit<'_> {
+    /// The device.
+    pub(super) fn compute(&mut self, settings: &Settings) -> Result<&Compute, Error> {
+        open(&mut self.models.compute, settings)
+    }
+
     /// The image model `wanted`, and `request` cut to the memory that is there.
     pub(super) fn image(
         &mut self,
@@ -234,7 +246,8 @@ impl Permit<'_> {
                 Loaded { key: wanted.clone(), residency, bytes, model }
             }
         };
-        let ready = Ready { compute: compute.clone(), weights_read, notes: plan.notes() };
+        let memory = plan.level.name();
+        let ready = Ready { compute: compute.clone(), memory, weights_read, notes: plan.notes() };
         loaded.push(entry);
         let entry = loaded.last().expect("it was just put there");
         Ok((&entry.model, ready))
@@ -269,6 +282,16 @@ enum Level {
     Together,
     InTurn,
     Tiled,
+}
+
+impl Level {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Together => "together",
+            Self::InTurn => "in_turn",
+            Self::Tiled => TILED,
+        }
+    }
 }
 
 impl MemoryPlan {
@@ -352,7 +375,7 @@ fn choose(memory: &str, need: &Need, have: Option<u64>) -> Result<Level, Error> 
 
 /// Bytes as people read them.
 #[expect(clippy::cast_precision_loss, reason = "one decimal of a GiB is shown")]
-fn gib(bytes: u64) -> String {
+pub(super) fn gib(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
@@ -431,7 +454,12 @@ mod tests {
     }
 
     fn key(name: &str) -> Wanted {
-        Wanted { path: PathBuf::from(name), options: LoadOptions::default(), hashes: String::new() }
+        Wanted {
+            path: PathBuf::from(name),
+            options: LoadOptions::default(),
+            hashes: String::new(),
+            files: Vec::new(),
+        }
     }
 
     #[test]

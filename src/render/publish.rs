@@ -1,15 +1,12 @@
-//! The end of a job: a receipt of everything that shaped it, and its manifest, written exactly once.
+//! The end of a job: its receipt and its manifest, written exactly once.
 //!
 //! The manifest is the [`JobResult`] the workflow returns. Wall-clock times stand only here and in the receipt; they
 //! differ between attempts, so an earlier attempt's manifest of the same files counts as this one's success.
 
-use serde_json::{Value, json};
-
-use super::label::{GENERATOR, SCHEMA_VERSION};
-use super::{Error, Hook, Inner, Made, Order, VideoMade, Work, encode_video, report};
+use super::receipt::Receipt;
+use super::{Error, Hook, Inner, Made, Order, VideoMade, Work, report};
 use crate::job::progress::{JobStatus, Progress, Step};
 use crate::job::result::{Asset, Assets, Facts, JobResult};
-use crate::job::style;
 use crate::store::{self, BlobRef, Store};
 
 pub(super) fn publish(
@@ -25,7 +22,8 @@ pub(super) fn publish(
     }
     check_present(store, made)?;
     let facts = facts(order, made);
-    let receipt = store.put_blob(&order.job_key, &receipt(order, made, &facts)?)?;
+    let receipt = serde_json::to_vec_pretty(&Receipt::of(store, order, made, &facts)?)?;
+    let receipt = store.put_blob(&order.job_key, &receipt)?;
     super::point("receipt_put")?;
     let result = result(store, order, made, facts, &receipt)?;
     report(hook, "publish", 0, 1)?;
@@ -189,49 +187,4 @@ fn facts(order: &Order, made: &Made) -> Facts {
         notes,
         timings,
     }
-}
-
-/// Everything that shaped the result. The user id and the client's metadata did not, and may be private.
-fn receipt(order: &Order, made: &Made, facts: &Facts) -> Result<Vec<u8>, Error> {
-    let mut request = serde_json::to_value(&order.job)?;
-    if let Some(fields) = request.as_object_mut() {
-        fields.remove("user_id");
-        fields.remove("metadata");
-    }
-    let prompts = style::apply(&order.job);
-    let encode = made
-        .video
-        .as_ref()
-        .map(|_| json!({ "threads": encode_video::ENCODER_THREADS, "crf": encode_video::CRF }));
-    let works = std::iter::once(&made.image.work).chain(made.runs.iter().map(|run| &run.work));
-    let weights_read: u32 = works.map(|work| work.weights_read).sum();
-    let hash = |blob: &BlobRef| Value::from(blob.sha256.clone());
-    let weights = json!({
-        "image": made.image.work.weights,
-        "vae": made.image.work.vae,
-        "video": made.runs.first().and_then(|run| run.work.weights.as_ref()),
-    });
-    let mut receipt = json!({
-        "schema_version": SCHEMA_VERSION,
-        "generator": GENERATOR,
-        "job_key": order.job_key.to_string(),
-        "request": request,
-        "effective_prompt": prompts.prompt,
-        "effective_negative_prompt": super::label::negative(order, &prompts.negative),
-        "plan": order.plan,
-        "sampler": made.image.sampler,
-        "encode": encode,
-        "weights_read": weights_read,
-        "files": {
-            "image": hash(&made.image.delivered),
-            "video": made.video.as_ref().map(|made| hash(&made.video)),
-            "poster": made.video.as_ref().map(|made| hash(&made.poster)),
-        },
-        "weights": weights,
-        "done": facts,
-    });
-    if !made.image.more.is_empty() {
-        receipt["files"]["images"] = images(made).map(hash).collect();
-    }
-    Ok(serde_json::to_vec_pretty(&receipt)?)
 }

@@ -18,13 +18,15 @@ pub(super) trait Stage: Serialize + DeserializeOwned {
 impl Stage for ImageMade {
     fn objects(&self) -> (Vec<&BlobRef>, Vec<&BlobRef>) {
         let blobs = std::iter::once(&self.delivered).chain(&self.more);
-        (vec![&self.image], blobs.collect())
+        let work = std::iter::once(&self.image).chain(&self.work.receipt);
+        (work.collect(), blobs.collect())
     }
 }
 
 impl Stage for FramesMade {
     fn objects(&self) -> (Vec<&BlobRef>, Vec<&BlobRef>) {
-        (vec![&self.frames, &self.last_frame], Vec::new())
+        let work = [&self.frames, &self.last_frame].into_iter().chain(&self.work.receipt);
+        (work.collect(), Vec::new())
     }
 }
 

@@ -245,7 +245,7 @@ fn image_done(renderer: &Renderer, made: ImageMade) -> ImageDone {
 }
 
 fn order(ctx: &ActivityContext, job: ValidJob, plan: Plan) -> Result<Order, ActivityError> {
-    Ok(Order { job_key: job_key(ctx)?, job, plan, resume: heartbeat::checkpoint(ctx) })
+    Ok(Order { resume: heartbeat::checkpoint(ctx), ..Order::new(job_key(ctx)?, job, plan) })
 }
 
 fn job_key(ctx: &ActivityContext) -> Result<JobKey, ActivityError> {

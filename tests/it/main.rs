@@ -7,12 +7,14 @@ mod config; // where each setting comes from
 mod corpus; // hostile model files, each with its class
 mod devserver; // the embedded Temporal server: found, shared, left
 mod engine; // noise, schedules, models, refusals
+mod fleet; // several workers on one data folder
 mod goldens; // numbers of diffusers, within each tensor's tolerance
 mod hub; // models by name, manifests, the embedded pair
 mod job; // the wire contract, hostile requests, policies
 mod media; // files that players and browsers read as meant
 mod one_file; // models and LoRAs that are one file; what `inspect` says
 mod python; // a Python client of the Temporal SDK
+mod receipt; // the same bytes for any number of threads, `verify`, `replay`
 mod render; // one stage after the other, without Temporal
 mod replay; // recorded histories against today's workflow
 mod store; // blobs, manifests, clean-up

@@ -98,7 +98,7 @@ fn draw_with(
     });
     let job = parse::valid(fields.to_string().as_bytes()).unwrap();
     let plan = renderer.plan(&job, 3)?;
-    let order = Order { job_key: JobKey::of_workflow("one-file"), job, plan, resume: None };
+    let order = Order::new(JobKey::of_workflow("one-file"), job, plan);
     let made = renderer.gen_image(&order, &mut |_: Report| ControlFlow::Continue(()))?;
     let path = renderer.store().blob_path(&made.delivered.sha256).unwrap();
     let picture = still::decode(&fs::read(&path).unwrap(), &still::Limits::default()).unwrap();

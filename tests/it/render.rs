@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod images;
+mod receipt;
 mod resume;
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,14 +37,19 @@ struct Bench {
 
 fn bench() -> Bench {
     let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("store")).unwrap();
+    Bench { folder, renderer: Renderer::new(settings(store)) }
+}
+
+fn settings(store: Store) -> Settings {
     let shared = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let places = Places {
         models_dirs: Vec::new(),
         cache_dir: shared.join("cache"),
         hf_home: shared.join("no-hub-cache"),
     };
-    let settings = Settings {
-        store: Store::open(&folder.path().join("store")).unwrap(),
+    Settings {
+        store,
         library: Library::open(places),
         device: "cpu".to_owned(),
         dtype: "f32".to_owned(),
@@ -53,8 +59,7 @@ fn bench() -> Bench {
         threads: None,
         image_model: None,
         video_model: None,
-    };
-    Bench { folder, renderer: Renderer::new(settings) }
+    }
 }
 
 impl Bench {
@@ -92,7 +97,7 @@ impl Bench {
         if let Some(video) = &mut plan.video {
             video.steps = STEPS;
         }
-        Ok(Order { job_key: JobKey::of_workflow("test"), job, plan, resume: None })
+        Ok(Order::new(JobKey::of_workflow("test"), job, plan))
     }
 
     fn made(

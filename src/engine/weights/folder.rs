@@ -44,6 +44,23 @@ pub(super) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files.into_iter().flatten().collect())
 }
 
+/// What else is read of the model in `folder`: the texts of its parts and its own index.
+pub(super) fn settings_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let index = folder.join("model_index.json");
+    let mut files: Vec<PathBuf> = Some(index).filter(|path| path.is_file()).into_iter().collect();
+    for part in PARTS.iter().map(|part| folder.join(part)).filter(|part| part.is_dir()) {
+        let unreadable = |source| Error::Io { path: part.clone(), source };
+        for entry in fs::read_dir(&part).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            let kind = path.extension().and_then(|extension| extension.to_str());
+            if matches!(kind, Some("json" | "txt" | "model")) && path.is_file() {
+                files.push(path);
+            }
+        }
+    }
+    Ok(files)
+}
+
 /// The weight files of the component in `folder`.
 pub(super) fn component_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let Some(path) = FILE_NAMES.iter().map(|name| folder.join(name)).find(|path| path.is_file())

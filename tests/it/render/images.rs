@@ -224,7 +224,7 @@ fn an_autoencoder_can_come_from_a_file_of_its_own() {
         let fields = json!({"vae": vae, "image_model": model, "sampler": "ddim"});
         let job = job(fields);
         let plan = renderer.plan(&job, 1).unwrap();
-        let order = Order { job_key: JobKey::of_workflow("vae"), job, plan, resume: None };
+        let order = Order::new(JobKey::of_workflow("vae"), job, plan);
         let made = renderer.gen_image(&order, &mut go_on).unwrap();
         let bytes = bench.store().get_work(&order.job_key, &made.image.sha256).unwrap();
         let sum: u64 = pixels(&bytes).iter().map(|byte| u64::from(*byte)).sum();

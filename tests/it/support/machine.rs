@@ -47,7 +47,7 @@ impl Held {
                 genvideo::job::parse::valid(input.to_string().as_bytes()).expect("a valid job");
             let key = JobKey::of_workflow("held");
             let plan = renderer.plan(&job, 1).expect("a plan");
-            let order = Order { job_key: key.clone(), plan, job, resume: None };
+            let order = Order::new(key.clone(), job, plan);
             let mut waiting = true;
             let stopped = renderer.gen_image(&order, &mut |report| {
                 if report.stage != "denoise" {
