@@ -1,7 +1,7 @@
 //! Fetches a model from the hub into the Hugging Face cache: the only part of the program that goes there.
 //!
 //! A file arrives as `blobs/<etag>.incomplete`, goes on where it stopped, also in another process, and becomes
-//! `blobs/<etag>` once its content is what the hub said. The snapshot, its name and the lock file are written when
+//! `blobs/<etag>` once its content is what the hub said. The lock file, the snapshot and its name are written when
 //! every file is there, so that half a model is never found. One pull of a repository is kept: what an earlier one put
 //! there at another commit or of another variant goes when the next one is complete.
 
@@ -144,7 +144,6 @@ pub fn pull(hub: &Hub, upstream: &Upstream, hook: &mut Hook<'_>) -> Result<Pulle
         file.kept = before
             .map_or_else(|| snapshot.join(&file.path).symlink_metadata().is_ok(), |old| old.kept);
     }
-    let folder = publish(&cache, &listing.commit, upstream, &entries)?;
     let lock = Lock {
         source: upstream.repo.clone(),
         revision: Some(upstream.revision.clone()),
@@ -152,7 +151,9 @@ pub fn pull(hub: &Hub, upstream: &Upstream, hook: &mut Hook<'_>) -> Result<Pulle
         linked: None,
         files: locked,
     };
+    // Before the links, so that whoever goes on after a death knows them for ours.
     lock.write(&Lock::of_repo(&repo))?;
+    let folder = publish(&cache, &listing.commit, upstream, &entries)?;
     if let Some((commit, held)) = &old {
         let stays = |file: &&Locked| *commit == listing.commit && files.contains(&file.path);
         drop_links(&repo, commit, held.iter().filter(|file| !stays(file)))?;

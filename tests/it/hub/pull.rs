@@ -272,6 +272,22 @@ fn connections_that_break_are_made_again() {
 }
 
 #[test]
+fn a_pull_that_ended_among_its_links_leaves_none_behind() {
+    let desk = Desk::new();
+    // A file where the folder of names has to go.
+    let obstacle = desk.repo().join("refs");
+    fs::create_dir_all(desk.repo()).unwrap();
+    fs::write(&obstacle, "").unwrap();
+    let (code, _, said) = desk.refused(desk.command(&["--json", "models", "pull", REPO]));
+    assert!(code != 0, "{said}");
+    assert!(desk.snapshot().join(UNET).symlink_metadata().is_ok(), "links are there");
+    fs::remove_file(&obstacle).unwrap();
+    assert_eq!(desk.pull().code, Some(0));
+    desk.ok(&["models", "remove", REPO, "--yes"]);
+    assert!(!desk.repo().exists(), "nothing of it stays");
+}
+
+#[test]
 fn a_file_that_is_not_what_the_hub_says_is_removed() {
     for wrong in [UNET, "unet/config.json"] {
         let desk = Desk::new();
