@@ -70,6 +70,15 @@ impl Session {
         Self::given(config, config.temporal_address.as_deref().unwrap_or(&usual)).await
     }
 
+    /// Connects to the server that was found before, as soon as it answers.
+    pub(crate) async fn open_patiently(config: &Config) -> Result<Self, Failure> {
+        let address =
+            config.temporal_address.clone().unwrap_or_else(|| format!("127.0.0.1:{PORT}"));
+        let target = Target { address, namespace: config.namespace.clone() };
+        let jobs = Jobs::connect_patiently(&target, None).await?;
+        Ok(Self { target, jobs, embedded: None })
+    }
+
     async fn given(config: &Config, address: &str) -> Result<Self, Failure> {
         let target = Target { address: address.to_owned(), namespace: config.namespace.clone() };
         let jobs = Jobs::connect(&target).await?;

@@ -1,6 +1,7 @@
 //! `genvideo worker`: work for a server that is there, in a process that another one watches over.
 
 use std::io::Write;
+use std::sync::Once;
 use std::time::Duration;
 
 use super::failure::Failure;
@@ -9,6 +10,7 @@ use super::session::{self, Session};
 use super::signals::Signals;
 use super::up;
 use crate::config::Config;
+use crate::store::Store;
 use crate::worker::at_work::{self, News};
 
 /// How often a watched worker says that it is there.
@@ -30,18 +32,27 @@ pub(crate) async fn worker(
 ) -> Result<(), Failure> {
     let store = session::store(config)?;
     let signals = Signals::listen()?;
+    if args.watched {
+        return watched(config, store, &signals).await;
+    }
     let session = Session::open_running(config).await?;
-    let served = if args.watched {
-        at_work::tell(say);
-        let alive = tokio::spawn(say_alive());
-        let served = session.work(config, session::renderer(config, store), &signals).await;
-        alive.abort();
-        served
-    } else {
-        up::announce(&session, config, output);
-        session.serve(config, &signals).await
-    };
+    up::announce(&session, config, output);
+    let served = session.serve(config, &signals).await;
     session.close().await;
+    served
+}
+
+/// Works in this process. The parent has seen the server, so one that does not answer is waited for.
+async fn watched(config: &Config, store: Store, signals: &Signals) -> Result<(), Failure> {
+    at_work::tell(say);
+    let alive = tokio::spawn(say_alive());
+    let mut told = signals.clone();
+    let session = tokio::select! {
+        session = Session::open_patiently(config) => session?,
+        _ = told.first() => return Ok(()),
+    };
+    let served = session.work(config, session::renderer(config, store), signals).await;
+    alive.abort();
     served
 }
 
@@ -57,8 +68,12 @@ async fn say_alive() {
 fn say(news: &News) {
     let line = serde_json::to_string(news).expect("our own types serialise");
     let mut stdout = std::io::stdout().lock();
+    static ALONE: Once = Once::new();
     if writeln!(stdout, "{line}").and_then(|()| stdout.flush()).is_err() {
-        // SAFETY: raise only takes an integer; the signal is one this process listens to.
-        unsafe { libc::raise(libc::SIGTERM) };
+        // SAFETY: kill only takes two integers; the signal is one this process listens to. A second one would end it
+        // at once.
+        ALONE.call_once(|| unsafe {
+            libc::kill(libc::getpid(), libc::SIGTERM);
+        });
     }
 }

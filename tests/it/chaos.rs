@@ -16,12 +16,59 @@ mod tally;
 
 use std::time::Duration;
 
+use futures::StreamExt;
 use serde_json::Value;
 
 use deaths::{Dice, Thaw, Trap};
 use field::{Field, Quiet, small};
 use outages::What;
 use tally::Row;
+
+/// Trials beside each other in the short form; each waits more than it works.
+const AT_ONCE: usize = 4;
+
+/// The short form: one death at each point, and one of everything else.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_fails_a_job_has_its_one_result() {
+    let field = Field::open().await;
+    let input = small("video");
+    let quiet = field.quiet(&input).await;
+    let mut trials: Vec<&str> = genvideo::failpoint::POINTS.to_vec();
+    trials.extend(["zombie", "stop", "cancel", "full", "poison", "device"]);
+    let rows = futures::stream::iter(trials).map(|name| once(&field, (&input, &quiet), name));
+    let rows: Vec<Row> = rows.buffer_unordered(AT_ONCE).collect().await;
+    let mut outage = Row::new("a server that is killed for a moment");
+    let moment = (What::Server, Duration::ZERO, &mut Dice::new(3));
+    outages::outage(&field, (&input, &quiet), moment, &mut outage).await;
+    assert_eq!(outage.retries, 0, "a short outage costs no attempt");
+    for row in rows.iter().chain([&outage]) {
+        row.assert_clean();
+        assert_eq!(row.faults, 1, "{}: {:?}", row.name, row.said);
+    }
+}
+
+async fn once(field: &Field, job: (&Value, &Quiet), name: &str) -> Row {
+    let mut row = Row::new(name);
+    let stalled = Trap { point: "step_done", action: "stall:300", skip: 3 };
+    match name {
+        "zombie" => {
+            let trap = Trap { point: "stage_made", action: "freeze", skip: 0 };
+            deaths::zombie(field, job, (trap, Thaw::AfterTheResult), &mut row).await;
+        }
+        "stop" => {
+            let mut next = Row::new("the attempt after a stop");
+            stops::terminate_at(field, job, stalled, (&mut row, &mut next)).await;
+        }
+        "cancel" => stops::cancel_at(field, job, stalled, &mut row).await,
+        "full" => stops::full_at(field, job, "trailer", &mut row).await,
+        "poison" => stops::poison(field, &mut row).await,
+        "device" => stops::broken_device(field, job, &mut row).await,
+        point => {
+            deaths::kill_at(field, job, Trap { point, action: "kill", skip: 0 }, &mut row).await
+        }
+    }
+    row
+}
 
 /// The long form.
 #[tokio::test(flavor = "multi_thread")]
@@ -54,6 +101,17 @@ async fn run(series: &str, count: u32) -> Vec<Row> {
         "terms" => terms(&field, job, count, &mut dice).await,
         "cancels" => cancels(&field, job, count, &mut dice).await,
         "full" => vec![full(&field, job, count).await],
+        "fill" => {
+            let mut row = Row::new("disk filled to its last byte (tmpfs)");
+            for point in ["model_loaded", "stage_made", "frame_encoded", "trailer", "receipt_put"] {
+                for _ in 0..count {
+                    if !stops::fill_at(&field, job, point, &mut row).await {
+                        row.said.push("nothing can be mounted here".to_owned());
+                    }
+                }
+            }
+            vec![row]
+        }
         "queue" => {
             let mut row = Row::new(&format!("{count} jobs at once, worker and server killed"));
             crowd::queue(&field, count, &mut row).await;

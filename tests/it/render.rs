@@ -5,6 +5,7 @@
 mod images;
 mod receipt;
 mod resume;
+mod room;
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;

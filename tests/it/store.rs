@@ -7,7 +7,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use genvideo::store::{BlobRef, Error, JobKey, Published, Store, Swept};
+use genvideo::store::{Ages, BlobRef, Error, JobKey, Published, Store, Swept};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -339,6 +339,33 @@ fn publish_against_cleanup_has_one_outcome() {
             }
         }
     }
+}
+
+#[test]
+fn results_go_at_their_age_and_what_others_need_stays() {
+    let (_folder, store) = store();
+    let (old, young) = (job("old"), job("young"));
+    let own = store.put_blob(&old, b"of one job").unwrap();
+    for job in [&old, &young] {
+        let shared = store.put_blob(job, b"of two jobs").unwrap();
+        let manifest = [manifest(&store, &shared), manifest(&store, &own)].concat();
+        let named = if job == &old { &manifest[..] } else { &manifest[..manifest.len() / 2] };
+        store.publish(job, named, &[&shared.sha256]).unwrap();
+    }
+    let path = store.root().join(format!("jobs/{old}/manifest.json"));
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(std::time::SystemTime::now() - 2 * DAY).unwrap();
+    let ages = Ages { left_behind: DAY, results: Some(DAY) };
+    let before = (files(&store), store.usage().unwrap());
+    assert_eq!(store.sweep(DAY).unwrap(), Swept::default(), "results stay by themselves");
+    let told = store.sweep_with(&ages, true).unwrap();
+    assert_eq!((told.results, told.blobs, told.bytes), (1, 1, own.bytes));
+    assert_eq!((files(&store), store.usage().unwrap()), before, "a dry run removes nothing");
+    assert_eq!(store.sweep_with(&ages, false).unwrap(), told);
+    assert!(store.manifest(&old).unwrap().is_none() && !store.has_blob(&own.sha256).unwrap());
+    assert!(store.manifest(&young).unwrap().is_some());
+    assert_eq!(files(&store).len(), 3, "the young result, its claim and its blob");
+    assert!(store.usage().unwrap() < before.1);
 }
 
 #[test]

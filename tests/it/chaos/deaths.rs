@@ -2,17 +2,13 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures::StreamExt;
 use serde_json::Value;
 
-use super::field::{Field, HEARTBEAT, Quiet, Trial, Visit, files_of, signal, small, tick};
+use super::field::{Field, HEARTBEAT, Quiet, Trial, Visit, files_of, signal, tick};
 use super::tally::Row;
 
 /// Points inside the store's lock: whoever stops there holds up everybody else.
 const LOCKED: &[&str] = &["blob_staged", "manifest_begun", "manifest_written", "cleanup"];
-
-/// Trials beside each other; each waits more than it works.
-pub(crate) const AT_ONCE: usize = 4;
 
 /// A source of numbers that look random.
 pub(crate) struct Dice(u64);
@@ -226,38 +222,4 @@ fn parent(process: u32) -> Option<u32> {
     let state = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // After the name in parentheses: state, parent.
     state.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
-}
-
-/// The short form: one death at each point.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_killed_anywhere_costs_nothing_but_time() {
-    let field = Field::open().await;
-    let input = small("video");
-    let quiet = field.quiet(&input).await;
-    let kill = |point: &'static str| {
-        let (field, job) = (&field, (&input, &quiet));
-        async move {
-            let mut row = Row::new(point);
-            kill_at(field, job, Trap { point, action: "kill", skip: 0 }, &mut row).await;
-            row
-        }
-    };
-    let points = futures::stream::iter(genvideo::failpoint::POINTS.iter().copied());
-    let rows: Vec<Row> = points.map(kill).buffer_unordered(AT_ONCE).collect().await;
-    for row in rows {
-        row.assert_clean();
-        assert_eq!(row.faults, 1, "{:?}", row.said);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_wakes_up_changes_nothing() {
-    let field = Field::open().await;
-    let input = small("video");
-    let quiet = field.quiet(&input).await;
-    let mut row = Row::new("zombie");
-    let trap = Trap { point: "stage_made", action: "freeze", skip: 0 };
-    zombie(&field, (&input, &quiet), (trap, Thaw::AfterTheResult), &mut row).await;
-    row.assert_clean();
-    assert_eq!(row.faults, 1);
 }

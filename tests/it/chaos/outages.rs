@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::deaths::{Dice, judge, now};
-use super::field::{Field, Quiet, Trial, small, tick};
+use super::field::{Field, Quiet, Trial, tick};
 use super::proxy::Proxy;
 use super::tally::Row;
 
@@ -53,16 +53,4 @@ pub(crate) async fn outage(
         row.times.push(now() - start);
     }
     judge(&mut trial, &id, quiet, row).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_killed_for_a_moment_costs_no_attempt() {
-    let field = Field::open().await;
-    let input = small("video");
-    let quiet = field.quiet(&input).await;
-    let mut row = Row::new("server");
-    let mut dice = Dice::new(3);
-    outage(&field, (&input, &quiet), (What::Server, Duration::ZERO, &mut dice), &mut row).await;
-    row.assert_clean();
-    assert_eq!((row.faults, row.retries), (1, 0));
 }

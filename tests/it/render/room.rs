@@ -1,0 +1,42 @@
+//! Jobs that the store has no room for are refused before they begin.
+
+use genvideo::job::class::ErrorClass;
+
+use super::*;
+
+#[test]
+fn a_job_over_the_quota_is_refused_before_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let renderer = |quota| {
+        let places = Places {
+            models_dirs: Vec::new(),
+            cache_dir: Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"),
+            hf_home: folder.path().join("no-hub-cache"),
+        };
+        Renderer::new(Settings {
+            store: Store::open(&folder.path().join("store")).unwrap(),
+            library: Library::open(places),
+            device: "cpu".to_owned(),
+            dtype: "f32".to_owned(),
+            memory: "auto".to_owned(),
+            checkpoint_every: std::time::Duration::ZERO,
+            disk_quota: Some(quota),
+            threads: None,
+            image_model: None,
+            video_model: None,
+        })
+    };
+    let input = json!({
+        "prompt": "a red ball", "job_type": "IMAGE", "width": 64, "height": 64, "user_id": USER, "steps": 1,
+    });
+    let job = parse::valid(input.to_string().as_bytes()).unwrap();
+    let refused = renderer(10_000).plan(&job, 1).unwrap_err();
+    assert_eq!(class(&refused), ErrorClass::DiskFull, "{refused}");
+    assert!(refused.to_string().contains("quota"), "{refused}");
+    let roomy = renderer(1_000_000);
+    roomy.render_all(&job, 1, &mut |_| ControlFlow::Continue(())).unwrap();
+    // What is there already counts.
+    let key = JobKey::of_workflow("other");
+    roomy.store().put_blob(&key, &vec![7; 990_000]).unwrap();
+    assert_eq!(class(&roomy.plan(&job, 1).unwrap_err()), ErrorClass::DiskFull);
+}
