@@ -163,7 +163,7 @@ async fn zombies(field: &Field, job: (&Value, &Quiet), count: u32, dice: &mut Di
 
 /// Half of the outages are shorter than the heartbeat timeout, half longer.
 async fn outages(field: &Field, job: (&Value, &Quiet), count: u32, dice: &mut Dice) -> Vec<Row> {
-    let long = outages::PATIENT + Duration::from_secs(3);
+    let long = field::HEARTBEAT + Duration::from_secs(3);
     let mut rows = Vec::new();
     for (name, what, time) in [
         ("server killed for a moment", What::Server, Duration::from_millis(500)),

@@ -202,7 +202,7 @@ pub(crate) async fn zombie(
     let thaw = if LOCKED.contains(&trap.point) { Thaw::AfterItsTime } else { thaw };
     match thaw {
         Thaw::AfterTheResult => drop(trial.outcome(&id).await),
-        Thaw::AfterItsTime => tick(HEARTBEAT * 2).await,
+        Thaw::AfterItsTime => tick(HEARTBEAT + Duration::from_secs(4)).await,
         Thaw::WhileAnotherWorks => {
             let other = async {
                 while !trial.trace().iter().any(|v| v.process != process && v.at >= frozen) {

@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 use crate::cli::Machine;
 use crate::support::{job, server, within};
 
-/// Silence after which the server gives an activity to somebody else, in every trial.
-pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Silence after which the server gives an activity to somebody else, in every trial: the default.
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Most work that a death may cost, in every trial.
 pub(crate) const CHECKPOINT: Duration = Duration::from_millis(100);
 
@@ -97,13 +97,7 @@ impl Field {
         let number = self.trials.fetch_add(1, Ordering::Relaxed);
         let folder = self.machine.path(&format!("{number}-{name}"));
         fs::create_dir_all(&folder).unwrap();
-        Trial {
-            field: self,
-            queue: format!("chaos-{number}"),
-            folder,
-            workers: Vec::new(),
-            heartbeat: HEARTBEAT,
-        }
+        Trial { field: self, queue: format!("chaos-{number}"), folder, workers: Vec::new() }
     }
 
     /// Runs the job undisturbed.
@@ -127,7 +121,7 @@ impl Field {
 pub(crate) fn small(kind: &str) -> Value {
     match kind {
         "image" => job("IMAGE", json!({"steps": 1})),
-        _ => job("VIDEO", json!({"duration": 1.0, "fps": 12.0, "steps": 12, "sampler": "euler_a"})),
+        _ => job("VIDEO", json!({"duration": 0.5, "fps": 8.0, "steps": 6, "sampler": "euler_a"})),
     }
 }
 
@@ -151,7 +145,6 @@ pub(crate) struct Trial<'a> {
     pub(crate) folder: PathBuf,
     pub(crate) queue: String,
     pub(crate) workers: Vec<Worker>,
-    pub(crate) heartbeat: Duration,
 }
 
 impl Trial<'_> {
@@ -175,7 +168,7 @@ impl Trial<'_> {
         let mut command = self.field.machine.command(&arguments);
         command
             .env("GENVIDEO_DATA_DIR", &self.folder)
-            .env("GENVIDEO_HEARTBEAT_TIMEOUT", format!("{}s", self.heartbeat.as_secs()))
+            .env("GENVIDEO_HEARTBEAT_TIMEOUT", format!("{}s", HEARTBEAT.as_secs()))
             .env("GENVIDEO_CHECKPOINT_INTERVAL", format!("{}ms", CHECKPOINT.as_millis()))
             .env("GENVIDEO_THREADS", "1")
             .env("GENVIDEO_FAILPOINTS", faults);
@@ -203,7 +196,7 @@ impl Trial<'_> {
                 }
             }
         };
-        match tokio::time::timeout(Duration::from_secs(180), watch).await {
+        match tokio::time::timeout(Duration::from_secs(400), watch).await {
             Ok(outcome) => outcome,
             Err(_) => panic!("job `{id}` does not end; {}", self.logs()),
         }

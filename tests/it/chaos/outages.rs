@@ -9,9 +9,6 @@ use super::field::{Field, Quiet, Trial, tick};
 use super::proxy::Proxy;
 use super::tally::Row;
 
-/// Heartbeat timeout of these trials: an outage is shorter or longer than this.
-pub(crate) const PATIENT: Duration = Duration::from_secs(6);
-
 /// What goes away.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum What {
@@ -27,7 +24,6 @@ pub(crate) async fn outage(
     row: &mut Row,
 ) {
     let mut trial: Trial<'_> = field.trial("outage");
-    trial.heartbeat = PATIENT;
     let proxy = Proxy::to(field.server.address()).await;
     let address = if what == What::Way { proxy.address.clone() } else { field.server.address() };
     trial.work_at(&address, "");

@@ -121,7 +121,7 @@ pub(crate) fn write(rows: &[Row]) {
         `scripts/chaos` injects faults into small image and video jobs on worker processes and compares each result \
         with that of an undisturbed run.\n\
         Times are from the fault to the first work of the next attempt; for a stop and a cancel, how long it took. \
-        Heartbeat timeout 2 s, checkpoint interval 0.1 s, one compute thread, two shared cores.";
+        Heartbeat timeout 10 s, checkpoint interval 0.1 s, one compute thread, two shared cores.";
     let text = format!("{before}\n\n{BEGIN}\n{intro}\n\n{}{END}\n\n{after}", table(rows));
     fs::write(&path, format!("{}\n", text.trim())).unwrap();
 }
