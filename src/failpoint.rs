@@ -1,6 +1,6 @@
 //! Named places where a test may make the program fail: die, freeze, panic, or meet an error of the system.
 //!
-//! A place is one call of [`hit`]; every layer may name this file. Without the feature `failpoints` nothing can be
+//! A place is one call of `hit`; every layer may name this file. Without the feature `failpoints` nothing can be
 //! asked for and the calls compile to nothing. With it, [`arm`] reads what is to happen:
 //!
 //! ```text
