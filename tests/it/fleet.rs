@@ -30,7 +30,7 @@ impl Fleet {
         let mut fleet = Self { machine: Machine::new(), server, queue, workers: Vec::new() };
         for index in 0..count {
             let path = fleet.machine.path(&format!("worker-{index}.log"));
-            let mut command = fleet.machine.command(&fleet.with_server(&["worker"]));
+            let mut command = fleet.machine.command(&fleet.with_server(&["worker", "--watched"]));
             command
                 .env("GENVIDEO_HEARTBEAT_TIMEOUT", "3s")
                 .env("GENVIDEO_CHECKPOINT_INTERVAL", "0s")
