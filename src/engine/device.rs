@@ -2,6 +2,16 @@
 //!
 //! `auto` takes the best GPU this build can drive and falls back to the CPU, keeping the reason.
 
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
+#[cfg(not(feature = "cuda"))]
+#[path = "device/no_cuda.rs"]
+pub(super) mod cuda;
+#[cfg(feature = "cudnn")]
+pub(super) mod cudnn;
+#[cfg(not(feature = "cudnn"))]
+#[path = "device/no_cudnn.rs"]
+pub(super) mod cudnn;
 mod memory;
 
 use candle_core::{DType, Device};
@@ -35,7 +45,7 @@ impl Compute {
 
     /// What the device calls itself, where it does: the processor's or the accelerator's model.
     pub fn model(&self) -> Option<String> {
-        if self.device.is_cpu() { processor() } else { cuda_model(&self.device) }
+        if self.device.is_cpu() { processor() } else { cuda::model(&self.device) }
     }
 
     /// The number type of the networks.
@@ -50,13 +60,14 @@ impl Compute {
 
     /// Bytes that a run could take now, where that is known.
     pub fn free_memory(&self) -> Option<u64> {
-        if self.device.is_cpu() { memory::free() } else { cuda_memory(&self.device) }
+        if self.device.is_cpu() { memory::free() } else { cuda::free_memory(&self.device) }
     }
 
-    /// Waits for what is under way, so that the driver takes freed memory back.
+    /// Waits for what is under way, and gives freed memory back to the driver.
     pub fn settle(&self) {
-        if let Err(error) = self.device.synchronize() {
-            tracing::debug!(%error, "the device does not settle");
+        match self.device.synchronize() {
+            Ok(()) => cuda::trim(&self.device),
+            Err(error) => tracing::debug!(%error, "the device does not settle"),
         }
     }
 
@@ -78,7 +89,7 @@ pub fn open(device: &str, dtype: &str) -> Result<Compute> {
                 value: format!("`{other}`"),
                 wanted: "`auto`, `cpu`, `cuda`, `cuda:N` or `metal`".into(),
             })?;
-            (cuda(ordinal)?, format!("cuda:{ordinal}"), None)
+            (cuda::open(ordinal)?, format!("cuda:{ordinal}"), None)
         }
     };
     let dtype = number_type(dtype, &device)?;
@@ -134,7 +145,7 @@ fn number_type(asked: &str, device: &Device) -> Result<DType> {
 
 fn automatic() -> (Device, String, Option<String>) {
     let mut reasons = Vec::new();
-    match cuda(0) {
+    match cuda::open(0) {
         Ok(device) => return (device, "cuda:0".into(), None),
         Err(error) => reasons.push(error.to_string()),
     }
@@ -150,33 +161,6 @@ fn cuda_ordinal(name: &str) -> Option<usize> {
         "" => Some(0),
         rest => rest.strip_prefix(':')?.parse().ok(),
     }
-}
-
-fn cuda(ordinal: usize) -> Result<Device> {
-    if cfg!(feature = "cuda") { Ok(Device::new_cuda(ordinal)?) } else { Err(not_built("cuda")) }
-}
-
-#[cfg(feature = "cuda")]
-fn cuda_memory(device: &Device) -> Option<u64> {
-    use candle_core::cuda_backend::cudarc::driver::result::mem_get_info;
-    device.as_cuda_device().ok()?.cuda_stream().context().bind_to_thread().ok()?;
-    let (free, _) = mem_get_info().ok()?;
-    u64::try_from(free).ok()
-}
-
-#[cfg(feature = "cuda")]
-fn cuda_model(device: &Device) -> Option<String> {
-    device.as_cuda_device().ok()?.cuda_stream().context().name().ok()
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda_model(_: &Device) -> Option<String> {
-    None
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda_memory(_: &Device) -> Option<u64> {
-    None
 }
 
 fn metal() -> Result<Device> {

@@ -224,6 +224,9 @@ impl From<candle_core::Error> for Error {
     }
 }
 
+/// How names of driver errors begin that candle passes on as texts.
+const DRIVER_TEXTS: &[&str] = &["CUDA_ERROR_", "CUDNN_STATUS_", "CUBLAS_STATUS_", "NVRTC_ERROR_"];
+
 /// Whether the driver said it, below whatever context candle put around it.
 fn is_of_device(error: &candle_core::Error) -> bool {
     use candle_core::Error as Candle;
@@ -232,6 +235,10 @@ fn is_of_device(error: &candle_core::Error) -> bool {
         Candle::Context { inner, .. }
         | Candle::WithPath { inner, .. }
         | Candle::WithBacktrace { inner, .. } => is_of_device(inner),
+        Candle::Wrapped(wrapped) => {
+            let text = wrapped.to_string();
+            DRIVER_TEXTS.iter().any(|name| text.contains(name))
+        }
         _ => false,
     }
 }

@@ -1,6 +1,7 @@
 //! Numbers of diffusers, within each tensor's tolerance.
 //!
 //! The folder is `GENVIDEO_GOLDENS`, else `tests/fixtures/goldens`; its README tells how every file was made.
+//! `GENVIDEO_DEVICE` names the device the networks run on, else the CPU.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -15,12 +16,28 @@ mod stable_diffusion;
 mod svd;
 mod tokens;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use candle_core::{DType, Device, Tensor};
+use genvideo::engine::device::{self, Compute};
 use serde_json::Value;
+
+/// The device under test in `dtype`. Tensors of two openings of a GPU do not mix, so that it is opened once.
+fn compute_in(dtype: &str) -> Compute {
+    static OPENED: Mutex<BTreeMap<String, Compute>> = Mutex::new(BTreeMap::new());
+    let name = std::env::var("GENVIDEO_DEVICE").unwrap_or_else(|_| "cpu".into());
+    let mut opened = OPENED.lock().unwrap();
+    let open = || device::open(&name, dtype).unwrap();
+    opened.entry(dtype.into()).or_insert_with(open).clone()
+}
+
+/// The device under test, in f32.
+fn compute() -> Compute {
+    compute_in("f32")
+}
 
 /// A file or folder of the goldens.
 fn golden(path: &str) -> PathBuf {
@@ -63,7 +80,7 @@ impl Run {
         Self {
             name: format!("{model}/{name}"),
             settings,
-            tensors: candle_core::safetensors::load(file, &Device::Cpu).unwrap(),
+            tensors: candle_core::safetensors::load(file, compute().device()).unwrap(),
             measured: read_json(&folder.join("measured.json"))[name].clone(),
         }
     }
@@ -102,7 +119,8 @@ fn show_parity(run: &str, tensor: &str, off: f64, tolerance: f64) {
 /// NaN when either holds one, which no tolerance accepts.
 fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
     let flat = |x: &Tensor| {
-        x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()
+        let x = x.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+        x.flatten_all().unwrap().to_vec1::<f64>().unwrap()
     };
     let pairs = flat(a).into_iter().zip(flat(b));
     pairs

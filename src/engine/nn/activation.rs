@@ -6,6 +6,7 @@ use serde_json::json;
 use super::cpu;
 use crate::engine::Result;
 use crate::engine::config::Json;
+use crate::engine::device::cuda;
 
 /// The non-linearity of an MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,9 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     if cpu::takes(x) {
         return cpu::elementwise::geglu(&x.contiguous()?);
     }
+    if let Some(y) = cuda::geglu(x)? {
+        return Ok(y);
+    }
     let halves = x.chunk(2, candle_core::D::Minus1)?;
     Ok((&halves[0] * halves[1].gelu_erf()?)?)
 }
@@ -64,8 +68,38 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
 /// (b, m, n) to (b, n, m), contiguous: channels of cells to rows and back.
 pub fn swap_axes(x: &Tensor) -> Result<Tensor> {
     if cpu::takes(x) {
-        cpu::elementwise::swap(&x.contiguous()?)
-    } else {
-        Ok(x.transpose(1, 2)?.contiguous()?)
+        return cpu::elementwise::swap(&x.contiguous()?);
+    }
+    match cuda::swap(x)? {
+        Some(y) => Ok(y),
+        None => Ok(x.transpose(1, 2)?.contiguous()?),
+    }
+}
+
+/// `x` (b, c, ..) with `shift` (b, c) added to every place of a channel.
+pub fn shift_channels(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
+    let places = x.dims()[2..].iter().product();
+    if let Some(y) = cuda::add_repeated(x, shift, (places, 1))? {
+        return Ok(y);
+    }
+    let mut shape = shift.dims().to_vec();
+    shape.resize(x.rank(), 1);
+    Ok(x.broadcast_add(&shift.reshape(shape)?)?)
+}
+
+/// `x` (.., n) with `shift` (n) added to every row.
+pub fn shift_rows(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
+    let width = shift.elem_count();
+    match cuda::add_repeated(x, shift, (width, width))? {
+        Some(y) => Ok(y),
+        None => Ok(x.broadcast_add(shift)?),
+    }
+}
+
+/// (b, m, n, d) to (b, n, m, d), contiguous.
+pub fn swap_middle(x: &Tensor) -> Result<Tensor> {
+    match cuda::swap_middle(x)? {
+        Some(y) => Ok(y),
+        None => Ok(x.transpose(1, 2)?.contiguous()?),
     }
 }

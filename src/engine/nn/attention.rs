@@ -1,16 +1,19 @@
 //! Multi-head attention that never holds the full score matrix.
 //!
-//! On the CPU blocks of queries run in parallel with their scores in cache; elsewhere queries go in chunks.
+//! On the CPU blocks of queries run in parallel with their scores in cache, on a GPU with their scores in registers if
+//! it has the instructions for that number type; elsewhere queries go in chunks.
 
 use candle_core::{D, DType, Tensor};
 
+use super::activation::swap_middle;
 use super::cpu;
 use super::linear::Linear;
 use crate::engine::Result;
+use crate::engine::device::cuda;
 use crate::engine::weights::Weights;
 
-/// Most scores that are held at once off the CPU: 128 MiB in f16.
-const MAX_SCORES: usize = 64 << 20;
+/// Most scores that are held at once off the CPU: 32 MiB in f16, which stays in the cache of a large GPU.
+const MAX_SCORES: usize = 16 << 20;
 
 /// Which keys a query sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,32 +51,52 @@ fn attend_by(
         let y = attend_by(&wide(q)?, &wide(k)?, &wide(v)?, heads, (mask, DType::F32))?;
         return Ok(y.to_dtype(q.dtype())?);
     }
+    if mask == Mask::Open
+        && let Some(y) = cuda::attend(q, k, v, heads)?
+    {
+        return Ok(y);
+    }
     let (batch, queries, width) = q.dims3()?;
     let keys = k.dim(1)?;
     let head = width / heads;
     let split = |x: &Tensor, length: usize| -> Result<Tensor> {
-        Ok(x.reshape((batch, length, heads, head))?.transpose(1, 2)?.contiguous()?) // (b, heads, n, d)
+        let by_head = swap_middle(&x.reshape((batch, length, heads, head))?)?; // (b, heads, n, d)
+        Ok(by_head.reshape((batch * heads, length, head))?)
     };
     // Scaled first: half precision then overflows later.
     let q = (split(q, queries)? * (1.0 / (head as f64).sqrt()))?.to_dtype(scores)?;
-    let (k, v) =
-        (split(k, keys)?.transpose(2, 3)?.contiguous()?.to_dtype(scores)?, split(v, keys)?);
-    let rows = (MAX_SCORES / (batch * heads * keys).max(1)).clamp(1, queries);
+    let (k, v) = (split(k, keys)?.to_dtype(scores)?.transpose(1, 2)?, split(v, keys)?);
+    // Several heads at a time, or a part of one.
+    let together = (MAX_SCORES / (queries * keys).max(1)).clamp(1, batch * heads);
+    let rows = (MAX_SCORES / keys.max(1)).clamp(1, queries);
     let mut parts = Vec::new();
-    for start in (0..queries).step_by(rows) {
-        let length = rows.min(queries - start);
-        let scores = q.narrow(2, start, length)?.contiguous()?.matmul(&k)?; // (b, heads, rows, m)
-        let scores = match mask {
-            Mask::Open => scores,
-            Mask::Causal => scores.broadcast_add(&causal(start, length, keys, &scores)?)?,
-        };
-        // f16 sums of long rows lose digits: f32 for the softmax alone.
-        let weights =
-            candle_nn::ops::softmax_last_dim(&scores.to_dtype(DType::F32)?)?.to_dtype(v.dtype())?;
-        parts.push(weights.matmul(&v)?);
+    for first in (0..batch * heads).step_by(together) {
+        let of = |x: &Tensor| x.narrow(0, first, together.min(batch * heads - first));
+        let (q, k, v) = (of(&q)?, of(&k)?, of(&v)?);
+        let mut chunks = Vec::new();
+        for start in (0..queries).step_by(rows) {
+            let length = rows.min(queries - start);
+            let scores = q.narrow(1, start, length)?.contiguous()?.matmul(&k)?; // (heads, rows, m)
+            let scores = match mask {
+                Mask::Open => scores,
+                Mask::Causal => scores.broadcast_add(&causal(start, length, keys, &scores)?)?,
+            };
+            chunks.push(softmax(&scores, v.dtype())?.matmul(&v)?);
+        }
+        parts.push(Tensor::cat(&chunks, 1)?);
     }
-    let y = Tensor::cat(&parts, 2)?; // (b, heads, n, d)
-    Ok(y.transpose(1, 2)?.reshape((batch, queries, width))?)
+    let y = Tensor::cat(&parts, 0)?.reshape((batch, heads, queries, head))?;
+    Ok(swap_middle(&y)?.reshape((batch, queries, width))?)
+}
+
+/// Softmax of each row, in f32 alone: f16 sums of long rows lose digits.
+fn softmax(scores: &Tensor, dtype: DType) -> Result<Tensor> {
+    match cuda::softmax(scores, dtype)? {
+        Some(weights) => Ok(weights),
+        None => {
+            Ok(candle_nn::ops::softmax_last_dim(&scores.to_dtype(DType::F32)?)?.to_dtype(dtype)?)
+        }
+    }
 }
 
 /// 0 where a query may look, a large negative number where not: (rows, keys).

@@ -2,8 +2,10 @@
 
 use candle_core::{DType, Tensor};
 
+use super::activation::shift_channels;
 use super::cpu;
 use crate::engine::Result;
+use crate::engine::device::cudnn;
 use crate::engine::weights::Weights;
 
 /// Widths and geometry of a convolution.
@@ -83,7 +85,9 @@ impl Conv2d {
             return Ok(y.to_dtype(x.dtype())?);
         }
         let columns = x.elem_count() * self.spec.kernel.0 * self.spec.kernel.1;
-        let y = if self.spec.stride == 1 && columns > MAX_COLUMNS {
+        let y = if let Some(y) = cudnn::conv2d(x, &self.weight, &self.spec)? {
+            y
+        } else if self.spec.stride == 1 && columns > MAX_COLUMNS {
             self.in_bands(x, MAX_COLUMNS)?
         } else {
             let (vertical, horizontal) = self.spec.padding;
@@ -92,7 +96,8 @@ impl Conv2d {
             let x = pad(&x, 3, horizontal - common)?;
             x.conv2d(&self.weight, common, self.spec.stride, 1, 1)?
         };
-        Ok(y.broadcast_add(&self.bias.reshape((1, self.spec.output, 1, 1))?)?)
+        let bias = self.bias.reshape((1, self.spec.output))?;
+        shift_channels(&y, &bias)
     }
 
     /// A convolution of stride one, without bias, made a few output rows at a time so that what candle unfolds stays

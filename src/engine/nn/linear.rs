@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
+use super::activation::shift_rows;
 use super::cpu;
 use crate::engine::Result;
 use crate::engine::weights::Weights;
@@ -51,7 +52,7 @@ impl Linear {
         } else {
             let y = flat.matmul(&self.weight.t()?)?;
             match &self.bias {
-                Some(bias) => y.broadcast_add(bias)?,
+                Some(bias) => shift_rows(&y, bias)?,
                 None => y,
             }
         };

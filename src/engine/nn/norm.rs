@@ -5,6 +5,7 @@ use candle_core::{DType, Module, Tensor};
 use super::activation::silu;
 use super::cpu;
 use crate::engine::Result;
+use crate::engine::device::cuda;
 use crate::engine::weights::Weights;
 
 /// Normalises groups of channels of (b, c, ..), over all axes after the second.
@@ -25,7 +26,7 @@ impl GroupNorm {
 
     /// (b, c, ..), any number of axes.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if let Some(y) = self.on_cpu(x, cpu::norm::Then::Nothing)? {
+        if let Some(y) = self.in_one_pass(x, cpu::norm::Then::Nothing)? {
             return Ok(y);
         }
         let channels = self.weight.elem_count();
@@ -39,18 +40,19 @@ impl GroupNorm {
         Ok(norm.forward(x)?)
     }
 
-    /// The same with SiLU behind it, in one pass on the CPU.
+    /// The same with SiLU behind it.
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        if let Some(y) = self.on_cpu(x, cpu::norm::Then::Silu)? {
+        if let Some(y) = self.in_one_pass(x, cpu::norm::Then::Silu)? {
             return Ok(y);
         }
         silu(&self.forward(x)?)
     }
 
-    /// In one pass where there is one: in f32, rounded once.
-    fn on_cpu(&self, x: &Tensor, then: cpu::norm::Then) -> Result<Option<Tensor>> {
+    /// With what follows, where there is such an operation: in f32, rounded once.
+    fn in_one_pass(&self, x: &Tensor, then: cpu::norm::Then) -> Result<Option<Tensor>> {
         if !cpu::takes(x) && !cpu::widens(x) {
-            return Ok(None);
+            let silu = then == cpu::norm::Then::Silu;
+            return cuda::group_norm(x, (&self.weight, &self.bias), self.groups, self.eps, silu);
         }
         let wide = |x: &Tensor| x.to_dtype(DType::F32)?.contiguous();
         let (weight, bias) = (wide(&self.weight)?, wide(&self.bias)?);

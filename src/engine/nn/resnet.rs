@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::activation::silu;
+use super::activation::{shift_channels, silu};
 use super::conv::{Conv2d, Conv2dSpec};
 use super::linear::Linear;
 use super::norm::GroupNorm;
@@ -58,7 +58,7 @@ impl ResnetBlock {
         let mut hidden = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
         if let (Some(project), Some(time)) = (&self.time_emb_proj, time) {
             let shift = project.forward(&silu(time)?)?; // (b, output)
-            hidden = hidden.broadcast_add(&shift.unsqueeze(2)?.unsqueeze(3)?)?;
+            hidden = shift_channels(&hidden, &shift)?;
         }
         let hidden = self.conv2.forward(&self.norm2.forward_silu(&hidden)?)?;
         match &self.conv_shortcut {

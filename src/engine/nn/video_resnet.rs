@@ -5,7 +5,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::activation::silu;
+use super::activation::{shift_channels, silu, swap_middle};
 use super::conv::{Conv2d, Conv2dSpec};
 use super::linear::Linear;
 use super::norm::GroupNorm;
@@ -78,11 +78,10 @@ impl VideoResnet {
     pub fn forward(&self, x: &Tensor, time: Option<&Tensor>, frames: usize) -> Result<Tensor> {
         let x = self.spatial(x, time, frames)?;
         let (_, channels, height, width) = x.dims4()?;
-        let by_channel =
-            x.reshape(((), frames, channels, height * width))?.transpose(1, 2)?.contiguous()?; // (b, c, f, hw)
+        let by_channel = swap_middle(&x.reshape(((), frames, channels, height * width))?)?; // (b, c, f, hw)
         let change = (self.temporal.change(&by_channel, time)? * self.share)?;
         // The temporal half starts from the picture half, so blending the two is adding a share of the change.
-        Ok((&x + change.transpose(1, 2)?.reshape(x.shape())?)?)
+        Ok((&x + swap_middle(&change)?.reshape(x.shape())?)?)
     }
 
     /// The picture half, a few frames at a time: unfolding a convolution takes nine times its input.
@@ -149,7 +148,7 @@ impl TemporalResnet {
         let mut h = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
         if let (Some(project), Some(time)) = (&self.time_emb_proj, time) {
             let shift = project.forward(&silu(time)?)?; // (b, c)
-            h = h.broadcast_add(&shift.unsqueeze(2)?.unsqueeze(3)?)?;
+            h = shift_channels(&h, &shift)?;
         }
         self.conv2.forward(&self.norm2.forward_silu(&h)?)
     }

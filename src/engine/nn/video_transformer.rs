@@ -5,6 +5,7 @@
 
 use candle_core::Tensor;
 
+use super::activation::{swap_axes, swap_middle};
 use super::attention::{Attention, AttentionSpec};
 use super::embedding::{Sinusoid, TimestepEmbedding};
 use super::feed_forward::FeedForward;
@@ -13,6 +14,7 @@ use super::norm::{GroupNorm, LayerNorm};
 use super::video_resnet::{Blend, in_pieces};
 use crate::engine::Result;
 use crate::engine::config::video::GROUPS;
+use crate::engine::device::cuda;
 use crate::engine::weights::Weights;
 
 /// Epsilon of the norm at the entrance.
@@ -81,19 +83,25 @@ impl VideoTransformer {
     /// `x` (b*f, c, h, w) with the condition of each video (b, 1, cross).
     pub fn forward(&self, x: &Tensor, condition: &Tensor, frames: usize) -> Result<Tensor> {
         let (rows, channels, height, width) = x.dims4()?;
-        let tokens =
-            self.norm.forward(x)?.reshape((rows, channels, height * width))?.transpose(1, 2)?;
-        let mut h = self.proj_in.forward(&tokens.contiguous()?)?; // (b*f, p, c)
+        let cells = self.norm.forward(x)?.reshape((rows, channels, height * width))?;
+        let mut h = self.proj_in.forward(&swap_axes(&cells)?)?; // (b*f, p, c)
         let places = self.frame_embedding(x, frames)?; // (f, 1, c)
         for (spatial, temporal) in &self.blocks {
             h = spatial.forward(&h, condition, frames)?;
             let by_frame = h.reshape((rows / frames, frames, height * width, channels))?;
-            let placed = by_frame.broadcast_add(&places)?.reshape(h.shape())?;
+            let placed = match cuda::add_repeated(
+                &by_frame,
+                &places,
+                (height * width * channels, channels),
+            )? {
+                Some(placed) => placed,
+                None => by_frame.broadcast_add(&places)?,
+            };
+            let placed = placed.reshape(h.shape())?;
             let mixed = temporal.forward(&placed, condition, frames)?;
             h = (((mixed - &h)? * self.share)? + &h)?;
         }
-        let h =
-            self.proj_out.forward(&h)?.transpose(1, 2)?.reshape((rows, channels, height, width))?;
+        let h = swap_axes(&self.proj_out.forward(&h)?)?.reshape((rows, channels, height, width))?;
         Ok((h + x)?)
     }
 
@@ -176,12 +184,10 @@ impl TemporalBlock {
     fn along_frames(&self, x: &Tensor, frames: usize) -> Result<Tensor> {
         let (rows, places, channels) = x.dims3()?;
         let videos = rows / frames;
-        let turned =
-            x.reshape((videos, frames, places, channels))?.transpose(1, 2)?.contiguous()?;
+        let turned = swap_middle(&x.reshape((videos, frames, places, channels))?)?;
         let h = self.attn1.forward(&turned.reshape((videos * places, frames, channels))?)?;
-        Ok(h.reshape((videos, places, frames, channels))?
-            .transpose(1, 2)?
-            .reshape((rows, places, channels))?)
+        let h = swap_middle(&h.reshape((videos, places, frames, channels))?)?;
+        Ok(h.reshape((rows, places, channels))?)
     }
 }
 
@@ -204,6 +210,11 @@ impl TokenAttention {
         let (rows, places, channels) = x.dims3()?;
         let said = self.to_out.forward(&self.to_v.forward(condition)?)?; // (b, 1, c)
         let by_video = x.reshape((rows / frames, frames * places, channels))?;
-        Ok(by_video.broadcast_add(&said)?.reshape(x.shape())?)
+        let blocks = (frames * places * channels, channels);
+        let y = match cuda::add_repeated(&by_video, &said, blocks)? {
+            Some(y) => y,
+            None => by_video.broadcast_add(&said)?,
+        };
+        Ok(y.reshape(x.shape())?)
     }
 }

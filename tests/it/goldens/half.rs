@@ -1,16 +1,16 @@
-//! Half precision on the CPU, unit by unit, against torch's own.
+//! Half precision, unit by unit, against torch's own: f16, and bf16 where the device has it.
 //!
-//! `f16.json` holds how far torch's float16 is from each stored float32 output, as the root mean square difference (the
+//! `f16.json` and `bf16.json` hold how far torch's is from each stored float32 output, as the root mean square difference (the
 //! largest one is a matter of luck in so few numbers); ours, measured in the same way on the same inputs and weights, may be at most twice that. Both computed in float16
 //! end to end, so a unit's figure includes what the units before it lost.
 
 use std::ops::ControlFlow;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use genvideo::engine::config::unet::UnetConfig;
 use genvideo::engine::config::vae::VaeConfig;
 use genvideo::engine::config::video::{VideoUnetConfig, VideoVaeConfig};
-use genvideo::engine::device;
+use genvideo::engine::device::Compute;
 use genvideo::engine::models::unet::{Added, Condition, Unet};
 use genvideo::engine::models::unet_video::{self, VideoUnet};
 use genvideo::engine::models::vae::Vae;
@@ -18,18 +18,17 @@ use genvideo::engine::models::vae_video::VideoDecoder;
 use genvideo::engine::weights::Weights;
 use serde_json::Value;
 
-use super::{Run, golden, json};
+use super::{Run, compute_in, golden, json};
 
 /// Most that our error may be, in torch's.
 const MOST: f64 = 2.0;
 
-fn weights(model: &str, component: &str) -> Weights {
-    let half = device::open("cpu", "f16").unwrap();
-    Weights::open(&golden(&format!("models/{model}/{component}")), &half).unwrap()
+fn weights(model: &str, component: &str, half: &Compute) -> Weights {
+    Weights::open(&golden(&format!("models/{model}/{component}")), half).unwrap()
 }
 
 fn rms_difference(got: &Tensor, wanted: &Tensor) -> f64 {
-    let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
+    let wide = |x: &Tensor| x.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
     let squares = (wide(got) - wide(wanted)).unwrap().sqr().unwrap();
     squares.mean_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
 }
@@ -50,20 +49,20 @@ impl Measured {
     }
 }
 
-fn image_units(model: &str, measured: &mut Measured) {
+fn image_units(model: &str, half: &Compute, measured: &mut Measured) {
     let config = |part: &str| golden(&format!("models/{model}/{part}/config.json"));
     let unet = UnetConfig::read(&config("unet")).unwrap();
-    let unet = Unet::load(&weights(model, "unet"), unet).unwrap();
+    let unet = Unet::load(&weights(model, "unet", half), unet).unwrap();
     let input = |name: &str| measured.run.get(name).clone();
     let rows = |x: Tensor| -> Vec<Vec<f64>> { x.to_dtype(DType::F64).unwrap().to_vec2().unwrap() };
     let added = measured.run.tensors.get("in.text_embeds").map(|pooled| Added {
-        pooled: pooled.to_dtype(DType::F16).unwrap(),
+        pooled: pooled.to_dtype(half.dtype()).unwrap(),
         numbers: rows(input("in.time_ids"))
             .into_iter()
             .map(|row| row.try_into().unwrap())
             .collect(),
     });
-    let text = input("in.encoder_hidden_states").to_dtype(DType::F16).unwrap();
+    let text = input("in.encoder_hidden_states").to_dtype(half.dtype()).unwrap();
     let timestep = input("in.timestep").to_scalar::<f64>().unwrap();
     let (sample, pixels, z) = (input("in.sample"), input("in.pixels"), input("in.z"));
     let out = unet
@@ -74,20 +73,20 @@ fn image_units(model: &str, measured: &mut Measured) {
         .unwrap();
     measured.note("out", &out);
     let vae = VaeConfig::read(&config("vae")).unwrap();
-    let vae = Vae::load(&weights(model, "vae"), vae).unwrap();
+    let vae = Vae::load(&weights(model, "vae", half), vae).unwrap();
     let mut pulse = || ControlFlow::Continue(());
     measured.note("vae_moments", &vae.encode_moments(&pixels, &mut pulse).unwrap());
     measured.note("vae_decode", &vae.decode(&z, &mut pulse).unwrap());
 }
 
-fn video_units(measured: &mut Measured) {
+fn video_units(half: &Compute, measured: &mut Measured) {
     let config = |part: &str| golden(&format!("models/svd/{part}/config.json"));
     let unet = VideoUnetConfig::read(&config("unet")).unwrap();
-    let unet = VideoUnet::load(&weights("svd", "unet"), &unet).unwrap();
+    let unet = VideoUnet::load(&weights("svd", "unet", half), &unet).unwrap();
     let input = |name: &str| measured.run.get(name).clone();
     let added = input("in.added_time_ids").to_dtype(DType::F64).unwrap().flatten_all().unwrap();
     let told = unet_video::Condition {
-        image: input("in.encoder_hidden_states").to_dtype(DType::F16).unwrap(),
+        image: input("in.encoder_hidden_states").to_dtype(half.dtype()).unwrap(),
         added: added.to_vec1().unwrap().try_into().unwrap(),
         frames: 3,
     };
@@ -101,7 +100,7 @@ fn video_units(measured: &mut Measured) {
         .unwrap();
     measured.note("out", &out);
     let vae = VideoVaeConfig::read(&config("vae")).unwrap();
-    let decoder = VideoDecoder::load(&weights("svd", "vae"), &vae).unwrap();
+    let decoder = VideoDecoder::load(&weights("svd", "vae", half), &vae).unwrap();
     let mut pulse = || ControlFlow::Continue(());
     measured.note("vae_decode_3frames", &decoder.decode(&z, &mut pulse).unwrap());
     let first = z.narrow(0, 0, 1).unwrap();
@@ -110,25 +109,33 @@ fn video_units(measured: &mut Measured) {
 
 #[test]
 fn half_precision_is_within_twice_the_error_of_torch() {
-    if !golden("f16.json").is_file() {
+    check("f16");
+    if !compute_in("f32").device().is_cpu() {
+        check("bf16");
+    }
+}
+
+fn check(dtype: &str) {
+    let record = format!("{dtype}.json");
+    if !golden(&record).is_file() {
         assert!(std::env::var_os("GENVIDEO_GOLDENS").is_some(), "the shipped goldens have it");
         return;
     }
-    let record = json("f16.json");
+    let (record, half) = (json(&record), compute_in(dtype));
     let mut worse = Vec::new();
     for model in ["sd1", "sd2", "xl", "svd"] {
         let torch = record["units"][model].clone();
         let mut measured = Measured { run: Run::open(model, "units"), torch, ratios: Vec::new() };
         if model == "svd" {
-            video_units(&mut measured);
+            video_units(&half, &mut measured);
         } else {
-            image_units(model, &mut measured);
+            image_units(model, &half, &mut measured);
         }
         for (name, ratio) in &measured.ratios {
-            println!("{model} {name}: {ratio:.2} of torch's error");
+            println!("{dtype} {model} {name}: {ratio:.2} of torch's error");
             // A NaN is no ratio, and fails as well.
             if ratio.is_nan() || *ratio > MOST {
-                worse.push(format!("{model} {name}: {ratio:.2}"));
+                worse.push(format!("{dtype} {model} {name}: {ratio:.2}"));
             }
         }
         assert!(measured.ratios.len() > 10, "{model}: {} units", measured.ratios.len());

@@ -10,7 +10,6 @@ use genvideo::engine::config::scheduler::SchedulerConfig;
 use genvideo::engine::config::unet::UnetConfig;
 use genvideo::engine::config::vae::VaeConfig;
 use genvideo::engine::denoise::{DenoiseState, Moment};
-use genvideo::engine::device::Compute;
 use genvideo::engine::models::unet::{Condition, Unet};
 use genvideo::engine::models::vae::Vae;
 use genvideo::engine::noise::Stream;
@@ -22,7 +21,7 @@ use genvideo::engine::tiling::Tiling;
 use genvideo::engine::weights::{Weights, open_with_loras};
 use genvideo::engine::{ImageModel, ImageRequest, LoadOptions, LoraFile, Sampler};
 
-use super::{Run, own_golden, read_json};
+use super::{Run, compute, own_golden, read_json};
 
 const MODELS: [&str; 2] = ["sd1", "xl"];
 
@@ -33,7 +32,7 @@ fn shipped(model: &str) -> PathBuf {
 fn load(model: &str, loras: Vec<LoraFile>) -> ImageModel {
     let options = LoadOptions { loras, ..LoadOptions::default() };
     let mut hook = |_| ControlFlow::Continue(());
-    ImageModel::load_with(&shipped(model), &options, &Compute::cpu(), &mut hook).unwrap()
+    ImageModel::load_with(&shipped(model), &options, &compute(), &mut hook).unwrap()
 }
 
 fn own(model: &str, name: &str) -> Run {
@@ -131,7 +130,7 @@ fn loras_of_every_layout_merge_as_with_peft() {
                     .unwrap();
                 let folder = shipped(model).join(part);
                 let loras = loras(&run, ending);
-                let weights = open_with_loras(&folder, part, &loras, &Compute::cpu()).unwrap();
+                let weights = open_with_loras(&folder, part, &loras, &compute()).unwrap();
                 let shape = weights.names()[weight].to_vec();
                 run.check(name, &weights.get(weight, &shape).unwrap());
                 compared += 1;
@@ -150,7 +149,7 @@ fn two_loras_at_once_draw_as_with_peft() {
         let conditions = conditions(&run, check_prompts(&loaded, &run, Syntax::Literal));
 
         let folder = shipped(model).join("unet");
-        let weights = open_with_loras(&folder, "unet", &files, &Compute::cpu()).unwrap();
+        let weights = open_with_loras(&folder, "unet", &files, &compute()).unwrap();
         let unet = Unet::load(&weights, UnetConfig::read(&folder.join("config.json")).unwrap());
         let schedule = schedule(&run);
         let start = DenoiseState::start(run.get("init_latents"), &schedule).unwrap();
@@ -223,7 +222,8 @@ fn each_picture_of_a_batch_is_the_one_its_seed_gives() {
 
             let shape = (1, height as usize, width as usize, 3);
             let got = Tensor::from_vec(image.as_raw().clone(), shape, &Device::Cpu).unwrap();
-            let wanted = run.get("image_u8").narrow(0, place, 1).unwrap();
+            let wanted = run.get("image_u8").to_device(&Device::Cpu).unwrap();
+            let wanted = wanted.narrow(0, place, 1).unwrap();
             assert!(super::largest_difference(&got, &wanted) <= 1.0, "{} {seed}", run.name);
             let differ = got.ne(&wanted).unwrap().to_dtype(DType::F64).unwrap();
             let differ = differ.mean_all().unwrap().to_scalar::<f64>().unwrap();
@@ -271,7 +271,7 @@ fn tiles_are_cut_and_blended_as_in_diffusers() {
     let tiling = Tiling::of(config.sample_size, config.factor());
     assert_eq!(tiling.side, side(&run, "tile_latent_min_size") as usize);
     assert_eq!(Some(tiling.overlap), run.settings["tile_overlap_factor"].as_f64());
-    let vae = Vae::load(&Weights::open(&folder, &Compute::cpu()).unwrap(), config).unwrap();
+    let vae = Vae::load(&Weights::open(&folder, &compute()).unwrap(), config).unwrap();
     let mut pulse = || ControlFlow::Continue(());
     let latents = run.get("init_latents");
     let tiled = vae.decode_tiled(latents, tiling, &mut pulse).unwrap();

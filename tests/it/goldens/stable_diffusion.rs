@@ -9,7 +9,6 @@ use genvideo::engine::config::scheduler::SchedulerConfig;
 use genvideo::engine::config::unet::UnetConfig;
 use genvideo::engine::config::vae::VaeConfig;
 use genvideo::engine::denoise::{DenoiseState, Moment, guide, is_guided, rescale_guided};
-use genvideo::engine::device::Compute;
 use genvideo::engine::models::unet::{Added, Condition, Unet};
 use genvideo::engine::models::vae::Vae;
 use genvideo::engine::pipelines::stable_diffusion::{
@@ -22,7 +21,7 @@ use genvideo::engine::schedule::{Schedule, Solver};
 use genvideo::engine::weights::Weights;
 use genvideo::engine::{ImageModel, Sampler};
 
-use super::{Run, golden, json, largest_difference};
+use super::{Run, compute, golden, json, largest_difference};
 
 const MODELS: [&str; 3] = ["sd1", "sd2", "xl"];
 
@@ -33,11 +32,11 @@ fn run_names(model: &str) -> Vec<String> {
 
 fn load(model: &str) -> ImageModel {
     let mut hook = |_| ControlFlow::Continue(());
-    ImageModel::load(&golden(&format!("models/{model}")), &Compute::cpu(), &mut hook).unwrap()
+    ImageModel::load(&golden(&format!("models/{model}")), &compute(), &mut hook).unwrap()
 }
 
 fn weights(model: &str, component: &str) -> Weights {
-    Weights::open(&golden(&format!("models/{model}/{component}")), &Compute::cpu()).unwrap()
+    Weights::open(&golden(&format!("models/{model}/{component}")), &compute()).unwrap()
 }
 
 #[test]
@@ -147,6 +146,7 @@ fn start(model: &ImageModel, run: &Run, schedule: &Schedule) -> DenoiseState {
     if run.tensors.contains_key("vae_input") {
         run.check("vae_input", &pixels);
     }
+    let pixels = pixels.to_device(compute().device()).unwrap();
     let moments = model.encode_moments(&pixels, &mut || ControlFlow::Continue(())).unwrap();
     run.check("vae_moments", &moments);
     let latents = model.vae().unwrap().sample(&moments, run.get("noise.0")).unwrap();
@@ -281,7 +281,7 @@ fn guided(output: &Tensor, batch: usize, guidance: Guidance) -> Tensor {
 /// Bytes may differ by one where a float lies on the border between two.
 fn check_bytes(run: &Run, raw: &Tensor) {
     let image = to_images(raw).unwrap().swap_remove(0);
-    let wanted = run.get("image_u8");
+    let wanted = &run.get("image_u8").to_device(&Device::Cpu).unwrap();
     let shape = wanted.dims().to_vec();
     let got = Tensor::from_vec(image.into_raw(), shape, &Device::Cpu).unwrap();
     assert!(largest_difference(&got, wanted) <= 1.0, "{}", run.name);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use genvideo::engine::config::video::{ClipColours, VideoUnetConfig, VideoVaeConfig};
 use genvideo::engine::denoise::Moment;
-use genvideo::engine::device::{self, Compute};
+use genvideo::engine::device::Compute;
 use genvideo::engine::models::unet_video::{Condition, VideoUnet};
 use genvideo::engine::models::vae_video::VideoDecoder;
 use genvideo::engine::nn::video_resnet::{Blend, Epsilons, TemporalResnet, VideoResnet};
@@ -18,18 +18,18 @@ use genvideo::engine::weights::Weights;
 use genvideo::engine::{Error, StepEvent, VideoModel, VideoRequest};
 use image::{Rgb, RgbImage};
 
-use super::{Run, golden, json};
+use super::{Run, compute, compute_in, golden, json};
 
 fn model() -> PathBuf {
     golden("models/svd")
 }
 
 fn weights(component: &str) -> Weights {
-    Weights::open(&model().join(component), &Compute::cpu()).unwrap()
+    Weights::open(&model().join(component), &compute()).unwrap()
 }
 
 fn half() -> Compute {
-    device::open("cpu", "f16").unwrap()
+    compute_in("f16")
 }
 
 fn unet_config() -> VideoUnetConfig {
@@ -144,7 +144,7 @@ fn picture() -> RgbImage {
 }
 
 fn load() -> VideoModel {
-    VideoModel::load(&model(), &Compute::cpu(), &mut |_| ControlFlow::Continue(())).unwrap()
+    VideoModel::load(&model(), &compute(), &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
 /// The request a run was made with.
@@ -385,7 +385,7 @@ fn the_published_unet_config_is_read() {
 #[test]
 fn numbers_out_of_range_are_reported() {
     let model = load();
-    let latents = Tensor::full(f32::NAN, (2, 4, 4, 4), &Device::Cpu).unwrap();
+    let latents = Tensor::full(f32::NAN, (2, 4, 4, 4), compute().device()).unwrap();
     let result = model.decode(&latents, 2, &mut |_| ControlFlow::Continue(()), &mut |_| Ok(()));
     assert!(matches!(result, Err(Error::NonFinite { .. })), "{result:?}");
 }
@@ -394,8 +394,7 @@ fn numbers_out_of_range_are_reported() {
 #[test]
 fn the_default_model_moves_a_picture() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/genvideo-tiny-i2v");
-    let model =
-        VideoModel::load(&folder, &Compute::cpu(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let model = VideoModel::load(&folder, &compute(), &mut |_| ControlFlow::Continue(())).unwrap();
     let ball = RgbImage::from_fn(64, 64, |x, y| {
         match (x.abs_diff(32).pow(2) + y.abs_diff(34).pow(2), y) {
             (..400, _) => Rgb([220, 40, 30]),
