@@ -14,7 +14,10 @@ async fn order(name: &str, jobs: &[Value]) -> Vec<usize> {
     let mut ids = Vec::new();
     for (fields, seed) in jobs.iter().zip(0..) {
         let mut input = job("IMAGE", json!({"steps": 1, "seed": seed}));
-        input.as_object_mut().expect("an object").extend(fields.as_object().unwrap().clone());
+        input
+            .as_object_mut()
+            .expect("an object")
+            .extend(fields.as_object().expect("fields").clone());
         let id = lab.submit(&input).await;
         lab.reach(&id, "the queue", |progress| progress.message.contains("waiting for the device"))
             .await;
