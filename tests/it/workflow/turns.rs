@@ -41,13 +41,14 @@ async fn order(name: &str, jobs: &[Value]) -> Vec<usize> {
 fn image_began(history: &Value) -> jiff::Timestamp {
     let events = history["events"].as_array().expect("events");
     let scheduled = events.iter().find(|event| {
-        event["activityTaskScheduledEventAttributes"]["activityType"]["name"] == "gen_image"
+        event["attributes"]["ActivityTaskScheduledEventAttributes"]["activity_type"]["name"]
+            == "gen_image"
     });
-    let id = &scheduled.expect("the stage")["eventId"];
-    let started = events
-        .iter()
-        .find(|event| event["activityTaskStartedEventAttributes"]["scheduledEventId"] == *id);
-    let time = started.expect("its start")["eventTime"].as_str().expect("a time");
+    let id = &scheduled.expect("the stage")["event_id"];
+    let started = events.iter().find(|event| {
+        event["attributes"]["ActivityTaskStartedEventAttributes"]["scheduled_event_id"] == *id
+    });
+    let time = started.expect("its start")["event_time"].as_str().expect("a time");
     time.parse().expect("an RFC 3339 time")
 }
 
