@@ -148,7 +148,12 @@ pub(super) async fn query(jobs: &Jobs, id: &str) -> Option<Progress> {
 
 /// The workflow's answer, brought up to date with what the server knows of the stage at work.
 fn merge(asked: Option<Progress>, described: &WorkflowExecutionDescription) -> Progress {
+    let waits = asked.as_ref().is_some_and(|asked| asked.status == JobStatus::Pending);
     let mut progress = asked.unwrap_or_else(|| from_records(described));
+    if waits {
+        // The records are older than the answer: a stage in them has ended since.
+        return progress;
+    }
     let Some(stage) = described.raw().pending_activities.first() else { return progress };
     let beat = beat(stage);
     if let Some(beat) = &beat {

@@ -381,7 +381,7 @@ impl Pulse<'_> {
         }
         if stopped {
             // While the worker shuts down the SDK reports this as a retryable hand-over, not as a cancel.
-            return Err(ActivityError::cancelled());
+            return Err(ActivityError::cancelled_with_details(self.beat));
         }
         tracing::warn!(%error, stage = self.lane.title, "a stage failed");
         let last = self.beat.errors >= policy::MAX_ERRORS;

@@ -160,6 +160,13 @@ impl Tracker {
         self.base = None;
     }
 
+    /// How far the stage was that has just stopped, which its last news may not have said.
+    pub(crate) fn reach(&mut self, percent: f64) {
+        if percent.is_finite() {
+            self.raise(percent.clamp(self.band.from, self.band.to));
+        }
+    }
+
     /// A note on the stage at work.
     pub(crate) fn say(&mut self, message: &str) {
         if self.is_at_work() {
@@ -177,8 +184,8 @@ impl Tracker {
         if self.is_stale(&update) {
             return false;
         }
-        if let Some(percent) = update.percent.filter(|percent| percent.is_finite()) {
-            self.raise(percent.clamp(self.band.from, self.band.to));
+        if let Some(percent) = update.percent {
+            self.reach(percent);
         }
         if let Some(status @ (JobStatus::Running | JobStatus::Retrying)) = update.status {
             self.progress.status = status;

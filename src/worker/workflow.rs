@@ -24,7 +24,7 @@ use super::activities::{
     Prepared, PublishTask, ReplaceTask, VideoTask,
 };
 use super::failure::Ended;
-use super::heartbeat::Lane;
+use super::heartbeat::{Beat, Lane};
 use super::progress::{Band, Stage, Tracker};
 use super::review::{Replacement, Review, Verdict};
 use super::{policy, request};
@@ -339,7 +339,14 @@ impl Walk {
             let (ticket, step) = (stage.ticket(), stage.step());
             let lane = Lane { ticket, step, band, title: title.to_owned() };
             let outcome = work(lane, token.clone()).await;
-            self.ctx.state_mut(|state| state.work = None);
+            let last: Option<Beat> = match &outcome {
+                Err(ActivityExecutionError::Cancelled(stop)) => stop.details().ok().flatten(),
+                _ => None,
+            };
+            self.ctx.state_mut(|state| {
+                state.work = None;
+                state.tracker.reach(last.map_or(0.0, |beat| beat.percent));
+            });
             // Whatever else went wrong with a stage that was stopped goes wrong again when the job goes on.
             let is_stopped = outcome.is_err() && token.is_cancelled();
             if !is_stopped || self.token.is_cancelled() {

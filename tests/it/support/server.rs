@@ -74,6 +74,11 @@ pub(crate) fn spawn(program: &Path, folder: &Path, port: u16) -> Child {
             "127.0.0.1",
             "--log-level",
             "error",
+            // One row of waiting jobs, users by turns.
+            "--dynamic-config-value",
+            "matching.numTaskqueueWritePartitions=1",
+            "--dynamic-config-value",
+            "matching.enableFairness=true",
             "--port",
         ])
         .arg(port.to_string())

@@ -154,41 +154,32 @@ async fn bad_signals_and_queries_leave_the_job_alone() {
     lab.stop().await;
 }
 
-/// As many signals as the server takes for one run: the history stays readable, and the job can still end both ways.
+/// As many signals as the server takes for one run. They come before the worker does, since one by one a busy server
+/// takes minutes for them; the workflow gets them all at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_signals_leave_the_job_alone() {
     const SIGNALS: usize = 10_000;
-    let mut lab = Lab::working("flood").await;
-    let held = Held::device(&lab.renderer);
+    let mut lab = Lab::idle("flood").await;
     let id = lab.submit(&job("IMAGE", json!({}))).await;
-    lab.reach(&id, "loading", |progress| progress.message.contains("loading")).await;
     let news = |number: usize| match number % 4 {
-        0 => vec![json_payload(&json!({"percent": 40.0, "message": format!("flood {number}")}))],
+        0 => vec![json_payload(&json!({"percent": 99.0, "message": format!("flood {number}")}))],
         1 => vec![json_payload(&json!({"percent": "all", "step": []}))],
         2 => vec![payload("binary/plain", b"\xff\x00")],
         _ => vec![json_payload(&json!({"percent": 60.0, "step": "VIDEO", "ticket": 9}))],
     };
-    // The stage signals too, so that the last few of ours may be more than the server takes.
     let mut sending = futures::stream::iter(0..SIGNALS)
         .map(|number| {
             let handle = lab.handle(&id);
             async move {
                 let signal = UntypedSignal::new(SIGNAL_PROGRESS);
                 let sent = handle.signal(signal, RawValue::new(news(number)), Default::default());
-                within("a signal", sent).await
+                within("a signal", sent).await.expect("the signal is taken");
             }
         })
-        .buffer_unordered(64);
-    let mut taken = 0;
-    while let Some(sent) = sending.next().await {
-        taken += usize::from(sent.is_ok());
-    }
+        .buffer_unordered(16);
+    while sending.next().await.is_some() {}
     drop(sending);
-    assert!(taken + 20 >= SIGNALS, "{taken} of {SIGNALS} signals were taken");
-    let progress = lab.query(&id, vec![]).await;
-    assert_eq!((progress.step, progress.status), (Step::Image, JobStatus::Running));
-    assert!((progress.percent - 40.0).abs() < 1.0, "{progress:?}");
-    held.release();
+    lab.start();
     let result = lab.result(&id).await;
     assert_eq!(result.progress.percent, 100.0);
     let history = lab.jobs.history_json(&id).await.expect("a history");

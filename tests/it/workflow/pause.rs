@@ -21,13 +21,14 @@ fn long_image() -> Value {
 
 /// Pauses a job once it is at `at`, lets another one use the device, and resumes it; how it looks while it is paused.
 async fn pause_at(lab: &Lab, id: &str, at: &str) -> Progress {
-    lab.reach(id, at, |progress| {
+    let at_work = |progress: &Progress| {
         stage(progress) == at && progress.detail.as_ref().is_some_and(|detail| detail.done > 0)
-    })
-    .await;
+    };
+    let before = lab.reach(id, at, at_work).await;
     lab.jobs.pause(id).await.expect("taken");
     let paused = lab.reach(id, "the pause", is_paused).await;
     assert_eq!(stage(&paused), "paused");
+    assert!(paused.percent >= before.percent, "{before:?}, then {paused:?}");
     let other = lab.submit(&job("IMAGE", json!({"steps": 1}))).await;
     lab.result(&other).await;
     assert_eq!(lab.query(id, vec![]).await, paused, "it waits");

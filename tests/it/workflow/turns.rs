@@ -14,7 +14,10 @@ async fn order(name: &str, jobs: &[Value]) -> Vec<usize> {
     let mut ids = Vec::new();
     for (fields, seed) in jobs.iter().zip(0..) {
         let mut input = job("IMAGE", json!({"steps": 1, "seed": seed}));
-        input.as_object_mut().expect("an object").extend(fields.as_object().unwrap().clone());
+        input
+            .as_object_mut()
+            .expect("an object")
+            .extend(fields.as_object().expect("fields").clone());
         let id = lab.submit(&input).await;
         lab.reach(&id, "the queue", |progress| progress.message.contains("waiting for the device"))
             .await;
@@ -38,13 +41,14 @@ async fn order(name: &str, jobs: &[Value]) -> Vec<usize> {
 fn image_began(history: &Value) -> jiff::Timestamp {
     let events = history["events"].as_array().expect("events");
     let scheduled = events.iter().find(|event| {
-        event["activityTaskScheduledEventAttributes"]["activityType"]["name"] == "gen_image"
+        event["attributes"]["ActivityTaskScheduledEventAttributes"]["activity_type"]["name"]
+            == "gen_image"
     });
-    let id = &scheduled.expect("the stage")["eventId"];
-    let started = events
-        .iter()
-        .find(|event| event["activityTaskStartedEventAttributes"]["scheduledEventId"] == *id);
-    let time = started.expect("its start")["eventTime"].as_str().expect("a time");
+    let id = &scheduled.expect("the stage")["event_id"];
+    let started = events.iter().find(|event| {
+        event["attributes"]["ActivityTaskStartedEventAttributes"]["scheduled_event_id"] == *id
+    });
+    let time = started.expect("its start")["event_time"].as_str().expect("a time");
     time.parse().expect("an RFC 3339 time")
 }
 
