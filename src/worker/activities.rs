@@ -17,9 +17,7 @@ use super::heartbeat::{self, Lane};
 use crate::job::ValidJob;
 use crate::job::class::ErrorClass;
 use crate::job::result::JobResult;
-use crate::render::{
-    self, FramesMade, ImageMade, Made, Order, Plan, Renderer, Report, VideoMade,
-};
+use crate::render::{self, FramesMade, ImageMade, Made, Order, Plan, Renderer, Report, VideoMade};
 use crate::store::{BlobRef, JobKey};
 
 /// Argument of `validate_request`.

@@ -30,11 +30,8 @@ const MAX_FAIRNESS_KEY: usize = 64;
 /// Whose turn `job` is among those that wait: by its priority, and within one by turns among the users.
 pub(crate) fn turn(job: &ValidJob) -> Priority {
     let user = &job.user_id;
-    let key = if user.len() <= MAX_FAIRNESS_KEY {
-        user.clone()
-    } else {
-        store::sha256(user.as_bytes())
-    };
+    let key =
+        if user.len() <= MAX_FAIRNESS_KEY { user.clone() } else { store::sha256(user.as_bytes()) };
     Priority::builder().maybe_priority_key(job.priority).fairness_key(key).build()
 }
 

@@ -374,7 +374,10 @@ mod tests {
         assert_eq!(progress.detail.as_ref().expect("what for").stage, "paused");
         let stage = Stage::Video { run: 1, runs: 2 };
         tracker.enter(stage, stage.band(&SHARES), JobType::Video);
-        assert_eq!((tracker.progress().status, tracker.progress().percent), (JobStatus::Running, 60.0));
+        assert_eq!(
+            (tracker.progress().status, tracker.progress().percent),
+            (JobStatus::Running, 60.0)
+        );
     }
 
     #[test]

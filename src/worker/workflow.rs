@@ -395,7 +395,8 @@ impl Walk {
 
     /// Waits until `condition` holds, or the job is cancelled.
     async fn until(&self, condition: impl FnMut(&GenVideoWorkflow) -> bool) -> Result<(), End> {
-        let options = WaitConditionOptions::builder().cancellation_token(self.token.clone()).build();
+        let options =
+            WaitConditionOptions::builder().cancellation_token(self.token.clone()).build();
         let waited = self.ctx.wait_condition_with_options(condition, options).await;
         waited.map_err(|_| End::Cancelled)
     }

@@ -111,7 +111,10 @@ async fn a_replaced_image_is_what_the_video_is_made_of() {
         (vec![payload("binary/plain", b"\xff")], "without an image"),
         (vec![json_payload(&json!({"image": "cat.png"}))], "64 hex digits"),
         (vec![json_payload(&json!({"image": "http://host/cat.png"}))], "64 hex digits"),
-        (vec![json_payload(&json!({"image": "0".repeat(64), "approve": true}))], "not in the store"),
+        (
+            vec![json_payload(&json!({"image": "0".repeat(64), "approve": true}))],
+            "not in the store",
+        ),
     ] {
         lab.signal(&id, SIGNAL_REPLACE, argument).await;
         let refused = lab.reach(&id, why, |progress| progress.message.contains(why)).await;
@@ -153,8 +156,11 @@ async fn a_job_that_waits_can_be_cancelled() {
         }
         assert_eq!(lab.cancelled(&id).await.message, "cancelled");
         lab.assert_empty();
-        lab.replay(&id, &format!("cancel-approval-{}", if by_signal { "signal" } else { "native" }))
-            .await;
+        lab.replay(
+            &id,
+            &format!("cancel-approval-{}", if by_signal { "signal" } else { "native" }),
+        )
+        .await;
     }
     lab.stop().await;
 }
