@@ -30,7 +30,7 @@ impl Times {
     fn of(work: &mut dyn FnMut(&mut Hook<'_>) -> Result<()>) -> Result<Self> {
         let mut times =
             Self { last: Instant::now(), steps: Vec::new(), decode: Duration::default() };
-        let mut seen = 0;
+        let (mut seen, mut started) = (0, false);
         work(&mut |event| {
             let now = Instant::now();
             match event {
@@ -38,11 +38,9 @@ impl Times {
                     times.steps.push(now - times.last);
                     (seen, times.last) = (step, now);
                 }
-                StepEvent::Denoise { step: 0, .. } if times.steps.is_empty() && seen == 0 => {
-                    // Told within the first step too: only the first one counts.
-                    if times.decode.is_zero() {
-                        (times.last, times.decode) = (now, Duration::from_nanos(1));
-                    }
+                // Told within the first step too: only the first time counts.
+                StepEvent::Denoise { step: 0, .. } if !started => {
+                    (started, times.last) = (true, now)
                 }
                 StepEvent::Decode { .. } => times.decode = now - times.last,
                 _ => {}

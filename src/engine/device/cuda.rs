@@ -174,6 +174,7 @@ fn offset(x: &Tensor) -> usize {
 }
 
 /// Normalises (b, c, ..) over `groups` of channels; then SiLU, if wanted.
+#[expect(clippy::cast_possible_truncation, reason = "the kernels compute in f32")]
 pub(in crate::engine) fn group_norm(
     x: &Tensor,
     (weight, bias): (&Tensor, &Tensor),

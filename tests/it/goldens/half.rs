@@ -1,8 +1,8 @@
-//! Half precision, unit by unit, against torch's own: f16, and bf16 where the device has it.
+//! Half precision, unit by unit, against torch's own on a CPU: f16, and on a GPU bf16 too.
 //!
-//! `f16.json` and `bf16.json` hold how far torch's is from each stored float32 output, as the root mean square difference (the
-//! largest one is a matter of luck in so few numbers); ours, measured in the same way on the same inputs and weights, may be at most twice that. Both computed in float16
-//! end to end, so a unit's figure includes what the units before it lost.
+//! `f16.json` and `bf16.json` hold how far torch's is from each stored float32 output, as the root mean square
+//! difference (the largest one is a matter of luck in so few numbers); ours is measured in the same way on the same
+//! inputs and weights. Both computed in that type end to end, so a unit's figure includes what the units before it lost.
 
 use std::ops::ControlFlow;
 
@@ -20,8 +20,10 @@ use serde_json::Value;
 
 use super::{Run, compute_in, golden, json};
 
-/// Most that our error may be, in torch's.
+/// Most that our error may be, in torch's on a CPU.
 const MOST: f64 = 2.0;
+/// The same on a GPU, where a product is rounded before its bias is added and sums run in another order.
+const MOST_ON_GPU: f64 = 3.0;
 
 fn weights(model: &str, component: &str, half: &Compute) -> Weights {
     Weights::open(&golden(&format!("models/{model}/{component}")), half).unwrap()
@@ -108,18 +110,21 @@ fn video_units(half: &Compute, measured: &mut Measured) {
 }
 
 #[test]
-fn half_precision_is_within_twice_the_error_of_torch() {
-    check("f16");
-    if !compute_in("f32").device().is_cpu() {
-        check("bf16");
-    }
+fn half_precision_is_near_the_error_of_torch() {
+    let cpu = compute_in("f32").device().is_cpu();
+    let (dtypes, most): (&[&str], f64) =
+        if cpu { (&["f16"], MOST) } else { (&["f16", "bf16"], MOST_ON_GPU) };
+    let worse: Vec<String> = dtypes.iter().flat_map(|dtype| worse_units(dtype, most)).collect();
+    assert!(worse.is_empty(), "more than {most} times torch's error: {worse:#?}");
 }
 
-fn check(dtype: &str) {
+/// The units whose error is more than `most` times that of torch.
+#[expect(clippy::print_stdout, reason = "the figures of a passing test are wanted too")]
+fn worse_units(dtype: &str, most: f64) -> Vec<String> {
     let record = format!("{dtype}.json");
     if !golden(&record).is_file() {
         assert!(std::env::var_os("GENVIDEO_GOLDENS").is_some(), "the shipped goldens have it");
-        return;
+        return Vec::new();
     }
     let (record, half) = (json(&record), compute_in(dtype));
     let mut worse = Vec::new();
@@ -134,11 +139,11 @@ fn check(dtype: &str) {
         for (name, ratio) in &measured.ratios {
             println!("{dtype} {model} {name}: {ratio:.2} of torch's error");
             // A NaN is no ratio, and fails as well.
-            if ratio.is_nan() || *ratio > MOST {
+            if ratio.is_nan() || *ratio > most {
                 worse.push(format!("{dtype} {model} {name}: {ratio:.2}"));
             }
         }
         assert!(measured.ratios.len() > 10, "{model}: {} units", measured.ratios.len());
     }
-    assert!(worse.is_empty(), "more than {MOST} times torch's error: {worse:#?}");
+    worse
 }

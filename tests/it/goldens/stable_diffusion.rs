@@ -174,7 +174,8 @@ fn check_prompts(model: &ImageModel, name: &str, run: &Run, guided: bool) -> Con
         ] {
             let ids = format!("ids.{which}.{role}");
             if let Some(wanted) = run.tensors.get(&ids) {
-                let wanted: Vec<u32> = wanted.to_dtype(DType::U32).unwrap().to_vec1().unwrap();
+                let wanted = wanted.to_device(&Device::Cpu).unwrap().to_dtype(DType::U32).unwrap();
+                let wanted: Vec<u32> = wanted.to_vec1().unwrap();
                 let got = tokenizer.encode(text.unwrap_or_default()).unwrap().ids;
                 assert_eq!(got, wanted, "{} {ids}", run.name);
             }
