@@ -25,6 +25,10 @@ const RETENTION: &str = "720h";
 /// What jobs can be searched by.
 const SEARCH_ATTRIBUTES: [&str; 3] = ["UserId=Keyword", "GvJobType=Keyword", "GvStatus=Keyword"];
 
+/// Jobs wait in one row, so that priorities hold exactly, and users take turns in it. Jobs that wait since before are
+/// found all the same: only where new ones are put changes.
+const TURNS: [&str; 2] = ["matching.numTaskqueueWritePartitions=1", "matching.enableFairness=true"];
+
 /// Starts a server and waits until it answers. The caller has the turn.
 pub(super) async fn start(
     places: &Places,
@@ -131,6 +135,7 @@ async fn spawn(
         .args(["--port", &port.to_string(), "--ui-port", &ui_port.to_string()])
         .arg("--db-filename")
         .arg(&places.database)
+        .args(TURNS.iter().flat_map(|value| ["--dynamic-config-value", value]))
         .args(SEARCH_ATTRIBUTES.iter().flat_map(|attribute| ["--search-attribute", attribute]))
         .env("TEMPORAL_VERSION_CHECK_DISABLED", "1")
         .current_dir(&places.folder)
