@@ -257,6 +257,8 @@ fn start_log(config: &Config, default: &str) -> Result<(), Failure> {
         .with_writer(|| output::LogWriter)
         .with_ansi(output::is_live() && std::env::var_os("NO_COLOR").is_none())
         .with_target(false)
+        // Whoever read stderr may be gone; telling stderr of it would end the process.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }

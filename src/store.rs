@@ -17,6 +17,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -283,10 +284,14 @@ impl Store {
     /// Says that `owner` needs the blob. Written before the blob is looked at, so that a removal sees it.
     fn claim(&self, owner: &str, sha256: &str) -> Result<(), Error> {
         let key = format!("claims/{owner}/{sha256}");
-        if !self.inner.root.join(&key).is_file() {
-            self.create(&key, b"")?;
+        let path = self.inner.root.join(&key);
+        match File::options().write(true).open(&path) {
+            // It counts from today again.
+            Ok(claim) => {
+                claim.set_modified(SystemTime::now()).map_err(|source| writing(&path, source))
+            }
+            Err(_) => self.create(&key, b"").map(drop),
         }
-        Ok(())
     }
 
     /// Puts content under a key that is its hash: nothing to do when it is there and intact, else written anew.

@@ -36,7 +36,20 @@ pub(crate) async fn replay(
 ) -> Result<(), Failure> {
     let receipt = read(&args.receipt)?;
     let mut fields = receipt.request;
+    // The defaults may be others by now.
+    let plan = &receipt.plan;
+    let models = [
+        ("image_model", plan.image.as_ref().map(|image| &image.model)),
+        ("video_model", plan.video.as_ref().map(|video| &video.model)),
+    ];
+    for (field, model) in models {
+        if let Some(model) = model {
+            fields.entry(field).or_insert_with(|| model.clone().into());
+        }
+    }
     fields.insert("seed".to_owned(), receipt.seed.into());
+    // Nobody waits for its image; `--set approve=true` asks for it again.
+    fields.remove("approve");
     fields.insert("user_id".to_owned(), args.user.unwrap_or_else(default_user).into());
     fields.extend(args.set);
     let request = Request::of(&fields)?;

@@ -21,8 +21,21 @@ pub(crate) enum Word {
 pub(crate) struct Signals(watch::Receiver<Option<Word>>);
 
 impl Signals {
-    /// Listens from now on.
+    /// Listens from now on; a second signal ends the process.
     pub(crate) fn listen() -> Result<Self, Failure> {
+        Self::with(|| {
+            output::note("genvideo: interrupted");
+            std::process::exit(i32::from(exit::INTERRUPTED));
+        })
+    }
+
+    /// Listens from now on, in a process that another one ends when it takes too long: a machine that shuts down
+    /// signals both, and the other one hands the signal on besides.
+    pub(crate) fn listen_watched() -> Result<Self, Failure> {
+        Self::with(|| ())
+    }
+
+    fn with(on_second: impl FnOnce() + Send + 'static) -> Result<Self, Failure> {
         let broken = |error: std::io::Error| {
             Failure::of(ErrorClass::Bug, format!("cannot listen to signals: {error}"))
         };
@@ -41,8 +54,9 @@ impl Signals {
             let first = next().await;
             say.send_replace(Some(first));
             next().await;
-            output::note("genvideo: interrupted");
-            std::process::exit(i32::from(exit::INTERRUPTED));
+            on_second();
+            // Signals that nobody waits for any more stay harmless, and `say` stays open.
+            std::future::pending::<()>().await;
         });
         Ok(Self(heard))
     }

@@ -7,6 +7,7 @@
 
 use std::future::Future;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,10 +28,12 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A worker that lived this long is no sign of a fault that stays.
 const STEADY: Duration = Duration::from_secs(60);
-/// Workers that may end one after the other before they have said a word.
+/// Workers that may end one after the other, each soon and with nothing in hand.
 const FALSE_STARTS: u32 = 5;
 /// Shortest silence after which a worker is held for frozen; a busy machine is silent for a few seconds.
 const SILENCE: Duration = Duration::from_secs(30);
+/// How long what a worker said may lie unread.
+const UNREAD: Duration = Duration::from_secs(2);
 /// What a worker may take beyond its drain deadline.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -61,8 +64,9 @@ pub(crate) async fn keep(
         }
         let cause = cause(&ended);
         tracing::error!("the worker died: {cause}");
-        false_starts = if worker.was_heard() { 0 } else { false_starts + 1 };
-        worker.lay_down(session, &cause).await;
+        let was_at_work = worker.lay_down(session, &cause).await;
+        let is_false_start = !was_at_work && started.elapsed() < STEADY;
+        false_starts = if is_false_start { false_starts + 1 } else { 0 };
         if false_starts >= FALSE_STARTS {
             let message = format!("the worker does not start: {cause}");
             return Err(Failure::new(exit::FAILED, "WORKER", message));
@@ -113,7 +117,7 @@ impl Watched {
         let broken = |error: std::io::Error| {
             Failure::new(exit::FAILED, "WORKER", format!("cannot start a worker process: {error}"))
         };
-        let mut command = Command::new(std::env::current_exe().map_err(broken)?);
+        let mut command = Command::new(program().map_err(broken)?);
         command
             .args(["worker", "--watched", "--temporal-address", &session.target.address])
             .args(["--namespace", &session.target.namespace, "--log", log])
@@ -151,6 +155,8 @@ impl Watched {
                     Ok(Ok(())) => {}
                     // It has closed its stdout, so it is about to end.
                     Ok(Err(_)) => return self.stop(silence).await,
+                    // This process may have been the one that was stopped, and what was said is still unread.
+                    Err(_) if tokio::time::timeout(UNREAD, heard.changed()).await.is_ok() => {}
                     Err(_) => {
                         tracing::error!("the worker has said nothing for {} s", silence.as_secs());
                         self.child.start_kill()?;
@@ -175,18 +181,14 @@ impl Watched {
         self.child.wait().await
     }
 
-    /// Whether it ever said a word.
-    fn was_heard(&self) -> bool {
-        *self.heard.borrow() > 0
-    }
-
-    /// Hands what it had back to the server.
-    async fn lay_down(&self, session: &Session, cause: &str) {
+    /// Hands what it had back to the server; whether there was anything.
+    async fn lay_down(&self, session: &Session, cause: &str) -> bool {
         // What it said last may still be on its way.
         let mut heard = self.heard.clone();
         let rest = async { while heard.changed().await.is_ok() {} };
         tokio::time::timeout(FIRST_PAUSE, rest).await.ok();
         let tasks = self.desk.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let was_at_work = !tasks.is_empty();
         for task in tasks {
             tracing::error!(
                 job = task.job,
@@ -199,13 +201,24 @@ impl Watched {
                 tracing::warn!(%error, "the server was not told");
             }
         }
+        was_at_work
     }
+}
+
+/// This program, also when its file was replaced since it was started.
+fn program() -> std::io::Result<PathBuf> {
+    let path = std::env::current_exe()?;
+    let same = PathBuf::from("/proc/self/exe");
+    Ok(if path.exists() || !same.exists() { path } else { same })
 }
 
 async fn each_line(pipe: Option<impl AsyncRead + Unpin>, mut act: impl FnMut(String)) {
     let Some(pipe) = pipe else { return };
-    let mut lines = BufReader::new(pipe).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        act(line);
+    let mut pipe = BufReader::new(pipe);
+    let mut line = Vec::new();
+    // Libraries may write what is no UTF-8.
+    while pipe.read_until(b'\n', &mut line).await.is_ok_and(|bytes| bytes > 0) {
+        act(String::from_utf8_lossy(&line).trim_end().to_owned());
+        line.clear();
     }
 }

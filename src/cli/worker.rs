@@ -31,10 +31,10 @@ pub(crate) async fn worker(
     output: &mut Output,
 ) -> Result<(), Failure> {
     let store = session::store(config)?;
-    let signals = Signals::listen()?;
     if args.watched {
-        return watched(config, store, &signals).await;
+        return watched(config, store, &Signals::listen_watched()?).await;
     }
+    let signals = Signals::listen()?;
     let session = Session::open_running(config).await?;
     up::announce(&session, config, output);
     let served = session.serve(config, &signals).await;
@@ -70,8 +70,7 @@ fn say(news: &News) {
     let mut stdout = std::io::stdout().lock();
     static ALONE: Once = Once::new();
     if writeln!(stdout, "{line}").and_then(|()| stdout.flush()).is_err() {
-        // SAFETY: kill only takes two integers; the signal is one this process listens to. A second one would end it
-        // at once.
+        // SAFETY: kill only takes two integers; the signal is one this process listens to.
         ALONE.call_once(|| unsafe {
             libc::kill(libc::getpid(), libc::SIGTERM);
         });

@@ -1,4 +1,4 @@
-//! Where a run computes, and in which number type; the only `cfg(feature)` of the crate.
+//! Where a run computes, and in which number type; the `cfg(feature)` of every accelerator.
 //!
 //! `auto` takes the best GPU this build can drive and falls back to the CPU, keeping the reason.
 

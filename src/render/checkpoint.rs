@@ -38,13 +38,14 @@ impl<'a> Attempt<'a> {
         (stage, weights): (String, &str),
     ) -> Result<Self, Error> {
         let asked = serde_json::to_vec(&(&order.job, &order.plan))?;
-        // Which of several equal devices it was does not matter.
+        // Which of several equal devices it was does not matter; another model of device sums in another order.
         let device = compute.name();
         let device = device.split(':').next().unwrap_or_default();
         let run = format!(
-            "{stage} of {} by {} with {weights} on {device} in {}",
+            "{stage} of {} by {} with {weights} on {device} ({}) in {}",
             store::sha256(&asked),
             env!("CARGO_PKG_VERSION"),
+            compute.model().unwrap_or_default(),
             compute.dtype_name()
         );
         let marked = settings.store.stage_mark(&order.job_key, &stage)?;
@@ -75,6 +76,7 @@ impl<'a> Attempt<'a> {
             stage,
             run,
             saved_at: Instant::now(),
+            looked_at: Instant::now(),
             is_saved: true,
             last,
             older: VecDeque::new(),
@@ -145,6 +147,8 @@ struct Keeper<'a> {
     /// Whose checkpoints they are; one of another run is not taken up.
     run: String,
     saved_at: Instant,
+    /// When the last step or chunk was done.
+    looked_at: Instant,
     /// Whether nothing was done since the last checkpoint.
     is_saved: bool,
     last: Option<Arc<str>>,
@@ -172,7 +176,10 @@ impl Keeper<'_> {
             };
             Mismatch::of_last(&self.stage, newest).map_or(Ok(()), Err)?;
         }
-        if self.saved_at.elapsed() >= self.settings.checkpoint_every {
+        // The next step is taken to last as long as this one: what is not saved now is lost if it dies in it.
+        let step = self.looked_at.elapsed();
+        self.looked_at = Instant::now();
+        if self.saved_at.elapsed() + step > self.settings.checkpoint_every {
             self.save(at)
         } else {
             Ok(())

@@ -23,6 +23,8 @@ use crate::store::{BlobRef, JobKey, Store};
 pub const RECEIPT_VERSION: u32 = 2;
 /// Largest receipt that is read, in bytes.
 pub const MAX_RECEIPT_BYTES: usize = 16 << 20;
+/// Largest side, and most runs and frames, that a receipt's plan may name: above what any job has.
+const MOST: u32 = 4096;
 
 /// Everything that shaped a result, and the result's hashes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -284,6 +286,7 @@ impl Receipt {
                 faults.push(Fault::new(ErrorClass::OutOfRange, field, message));
             }
         }
+        faults.extend(self.sizes());
         let image = self.plan.image.iter().map(|_| "image".to_owned());
         let runs = self.plan.video.iter().flat_map(|plan| 0..plan.runs.min(1000));
         let wanted: Vec<String> = image.chain(runs.map(|run| format!("video-{run}"))).collect();
@@ -299,6 +302,30 @@ impl Receipt {
             }
         }
         faults
+    }
+
+    /// Numbers of the plan that no job has.
+    fn sizes(&self) -> Vec<Fault> {
+        let mut numbers =
+            vec![("plan.deliver", self.plan.deliver.0), ("plan.deliver", self.plan.deliver.1)];
+        if let Some(image) = &self.plan.image {
+            numbers.extend([("plan.image.size", image.size.0), ("plan.image.size", image.size.1)]);
+            numbers.extend([("plan.image.batch", image.batch.unwrap_or(1))]);
+        }
+        if let Some(video) = &self.plan.video {
+            numbers.extend([("plan.video.size", video.size.0), ("plan.video.size", video.size.1)]);
+            numbers.extend([
+                ("plan.video.runs", video.runs),
+                ("plan.video.frames_per_run", video.frames_per_run),
+            ]);
+        }
+        let wrong = numbers.into_iter().filter(|(_, number)| !(1..=MOST).contains(number));
+        wrong
+            .map(|(field, number)| {
+                let message = format!("got {number}, wanted 1..{MOST}");
+                Fault::new(ErrorClass::OutOfRange, field, message)
+            })
+            .collect()
     }
 
     /// Every hash by its field.

@@ -10,8 +10,8 @@ const KEEP_FREE: u64 = 64 << 20;
 /// Bytes of a finished film for each of its pixels, twice: being written and being kept. Noise, the worst of all films,
 /// takes about as much.
 const FILM_BYTES: u64 = 1;
-/// Checkpoints of one stage that lie beside each other.
-const CHECKPOINTS: u64 = 3;
+/// Checkpoints of one stage that lie beside each other: one each ten seconds, and each for a minute.
+const CHECKPOINTS: u64 = 8;
 
 /// Refuses a job whose files do not fit.
 pub(super) fn check(settings: &Settings, plan: &Plan) -> Result<(), Error> {
@@ -44,7 +44,7 @@ pub(super) fn check(settings: &Settings, plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// Bytes that the job may have in the store at once, rather too many: pictures, frames, checkpoints, the film.
+/// Bytes that the job may have in the store at once, roughly: pictures, frames, checkpoints, the film.
 fn bytes(plan: &Plan) -> u64 {
     let area = |(width, height): (u32, u32)| u64::from(width) * u64::from(height);
     let picture = 3 * area(plan.deliver);

@@ -24,6 +24,9 @@ pub struct Ages {
     pub results: Option<Duration>,
 }
 
+/// Age at which what lies beside a published result is no running job's.
+const DAY: Duration = Duration::from_secs(86_400);
+
 /// What a sweep removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
@@ -105,7 +108,9 @@ impl Store {
         let stays = self.published(ages, &mut rubbish)?;
         for (name, folder) in entries(&self.root().join("work"))? {
             let is_over = self.root().join("jobs").join(&name).join("manifest.json").exists();
-            if is_over || is_tree_older(&folder, ages.left_behind)? {
+            // An id may be used again, so that a job is at work beside the manifest of an earlier one.
+            let age = if is_over { ages.left_behind.min(DAY) } else { ages.left_behind };
+            if is_tree_older(&folder, age)? {
                 rubbish.work.push(folder);
             }
         }

@@ -60,6 +60,9 @@ impl Review {
     /// The image is good.
     pub(crate) fn approve(&mut self) {
         self.is_approved = self.asking != Asking::No;
+        if self.asking == Asking::Unknown {
+            self.rejected = None;
+        }
     }
 
     /// The image is not good, and the job is to end.

@@ -428,7 +428,12 @@ pub(in crate::engine) fn add_repeated(
     s: &Tensor,
     (inner, lanes): (usize, usize),
 ) -> super::Result<Option<Tensor>> {
-    if !takes(x) || s.dtype() != x.dtype() {
+    let (count, rows) = (x.elem_count(), s.elem_count() / lanes.max(1));
+    let fits = rows * lanes == s.elem_count()
+        && rows > 0
+        && inner.is_multiple_of(lanes)
+        && count.is_multiple_of(inner * rows);
+    if !takes(x) || s.dtype() != x.dtype() || !fits {
         return Ok(None);
     }
     let (x, s) = (x.contiguous()?, s.contiguous()?);

@@ -17,7 +17,7 @@ impl Doomed {
     /// One that keeps no checkpoint, so that each attempt begins anew.
     fn start(machine: &Machine, lab: &Lab) -> Self {
         let address = server::address();
-        let mut command = machine.command(&["worker", "--temporal-address", &address]);
+        let mut command = machine.command(&["worker", "--watched", "--temporal-address", &address]);
         command
             .env("GENVIDEO_TASK_QUEUE", &lab.queue)
             .env("GENVIDEO_HEARTBEAT_TIMEOUT", "2s")

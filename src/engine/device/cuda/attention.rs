@@ -25,8 +25,13 @@ pub(in crate::engine) fn attend(
     heads: usize,
 ) -> crate::engine::Result<Option<Tensor>> {
     let width = q.dim(2)? / heads;
+    let (batch, _, all) = q.dims3()?;
+    let (same, keys, also) = k.dims3()?;
+    if (same, also) != (batch, all) || keys == 0 || k.dims() != v.dims() {
+        return Ok(None);
+    }
     let half = matches!(q.dtype(), DType::F16 | DType::BF16);
-    let fits = width.is_multiple_of(8) && width <= WIDEST && q.dim(0)?.max(heads) < 1 << 16;
+    let fits = width.is_multiple_of(8) && width <= WIDEST && batch.max(heads) < 1 << 16;
     if !half || !fits || ![q, k, v].into_iter().all(takes) || !has_tensor_cores(q)? {
         return Ok(None);
     }
