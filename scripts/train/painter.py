@@ -1,6 +1,7 @@
 """Paints scenes and clips on the GPU from the bank: new ones at every step, as `draw.py` and `motion.py` draw them."""
 
 import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,8 +44,14 @@ def constant(values, dtype=torch.float32):
     return torch.tensor(values, dtype=dtype, device=DEVICE)
 
 
-def read(name):
-    return torch.from_numpy(np.load(BANK / f"{name}.npy")).to(DEVICE)
+def read(name, patience=120):
+    """An array of the bank, which may be in the making."""
+    path = BANK / f"{name}.npy"
+    for _ in range(patience * 5):
+        if path.exists():
+            break
+        time.sleep(0.2)
+    return torch.from_numpy(np.load(path)).to(DEVICE)
 
 
 def signed(pixels):
