@@ -6,19 +6,18 @@ kind, under any caption that names both. Only what takes Python or OpenCV to mak
 
 import argparse
 import multiprocessing
+import os
 import random
 from dataclasses import replace
 from functools import partial
 
 import cv2
 import numpy as np
-import torch
 
 import tokenizer
 from captions import caption, no_caption
 from draw import background, draw_scene, sprite
 from settings import DATA, SEED, SIDE, TOKENS
-from text import labels
 from vocabulary import BACKGROUNDS, COLOUR_NAMES, THINGS
 
 BANK = DATA / "bank"
@@ -62,7 +61,8 @@ def draw_captions(part):
     reader, r = tokenizer.load(), random.Random(SEED * 19 + part)
     scenes = [draw_scene(("caption", part, i)) for i in range(CHUNK)]
     rows = ids_of([caption(s, r) for s in scenes], reader, reader.token_to_id(tokenizer.END))
-    return rows, np.stack([v.numpy() for v in labels(scenes)], 1).astype(np.int16)
+    named = [(s.thing, s.background, COLOUR_NAMES.index(s.colour) + 1 if s.colour else 0) for s in scenes]
+    return rows, np.array(named, np.int16)
 
 
 def write(name, array):
@@ -92,10 +92,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=("pictures", "captions"))
     parser.add_argument("count", type=int, help="backgrounds of a kind, or captions")
-    parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     last = BANK / ("unclear.npy" if args.kind == "pictures" else "captions.npy")
     if not last.exists():
-        torch.set_num_threads(1)
         with multiprocessing.Pool(args.jobs) as pool:
             (draw_pictures if args.kind == "pictures" else draw_texts)(pool, args.count)

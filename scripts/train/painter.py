@@ -17,6 +17,7 @@ from trainer import DEVICE
 from vocabulary import BACKGROUNDS, COLOUR_NAMES, SCENES, THINGS
 
 KINDS = ("hop", "swim", "fly", "drive", "sway", "spin", "pulse", "float")
+PATIENCE = 60  # seconds that the bank may take
 SCENE_SHARE, COLOURED = 0.65, 0.75  # as in `draw_scene`
 
 
@@ -44,10 +45,10 @@ def constant(values, dtype=torch.float32):
     return torch.tensor(values, dtype=dtype, device=DEVICE)
 
 
-def read(name, patience=120):
+def read(name):
     """An array of the bank, which may be in the making."""
     path = BANK / f"{name}.npy"
-    for _ in range(patience * 5):
+    for _ in range(PATIENCE * 5):
         if path.exists():
             break
         time.sleep(0.2)

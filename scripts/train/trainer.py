@@ -88,8 +88,8 @@ class Run:
         self.folder = RUNS / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.rate = torch.zeros((), device=DEVICE) if GPU else 0.0
-        self.options = {"lr": self.rate} | ({"fused": True, "capturable": True} if GPU else {})
+        self.rate = torch.zeros((), device=DEVICE) if plan.graph else 0.0
+        self.options = {"lr": self.rate} | ({"fused": True, "capturable": True} if plan.graph else {})
         self.optimiser = torch.optim.AdamW(self.parameters, betas=(0.9, 0.99), weight_decay=weight_decay, **self.options)
         self.mean = [p.detach().clone() for p in self.parameters]
         self.seen = self.steps = self.logged_steps = 0
@@ -119,9 +119,11 @@ class Run:
         state = torch.load(self.state_path, weights_only=True, map_location=DEVICE)
         if "model" in state:
             self.model.load_state_dict(state["model"])
+            for group in state["optimiser"]["param_groups"]:  # it may have been another kind of device
+                group.update({"fused": None, "capturable": False} | self.options)
             self.optimiser.load_state_dict(state["optimiser"])
             for group in self.optimiser.param_groups:
-                group.update({"fused": None, "capturable": False} | self.options)
+                group["lr"] = self.rate
             self.mean = state["mean"]
         else:
             load_mean(self.folder.name, self.model)
@@ -149,7 +151,7 @@ class Run:
         self.optimiser.zero_grad(set_to_none=True)
         losses["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        if GPU:  # decided there, without waiting for it
+        if self.plan.graph:  # decided on the GPU, without waiting for it
             self.optimiser.grad_scale, self.optimiser.found_inf = None, (~torch.isfinite(norm)).float()
             self.optimiser.step()
         elif torch.isfinite(norm):
@@ -181,7 +183,7 @@ class Run:
         if GPU:
             torch.manual_seed(SEED + self.steps)
         advance = lambda: self.backward(compute())
-        if self.plan.graph and GPU and self.progress < 1:
+        if self.plan.graph and self.progress < 1:
             try:
                 advance = self.captured(compute)
             except Exception as error:
@@ -206,7 +208,7 @@ class Run:
         self.report(look, last=True)
 
     def set_rate(self, value):
-        if GPU:
+        if self.plan.graph:
             self.rate.fill_(value)
         else:
             for group in self.optimiser.param_groups:
