@@ -131,4 +131,4 @@ def train(plan):
 
 
 if __name__ == "__main__":
-    command(train, __doc__, samples=600_000, batch=64, gpu_batch=512)
+    command(train, __doc__, samples=600_000, batch=64, gpu_batch=256)

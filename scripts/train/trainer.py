@@ -21,14 +21,13 @@ from PIL import Image
 
 from settings import CACHE, RUNS, SEED
 
-SAVE_SECONDS = 240
 LOOK_SECONDS = 1200
 WARM_STEPS = 4  # before a graph is made of one
 
 DEVICE = torch.device(os.environ.get("TRAIN_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
 GPU = DEVICE.type == "cuda"
 PAINT = GPU or bool(os.environ.get("TRAIN_PAINT"))  # take pictures from `painter.py`
-LOG_SECONDS = 15 if GPU else 60
+SAVE_SECONDS, LOG_SECONDS = (100, 15) if GPU else (240, 60)
 if GPU:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
 
@@ -129,7 +128,7 @@ class Run:
             load_mean(self.folder.name, self.model)
             self.model.train()
             self.mean = [p.detach().clone() for p in self.parameters]
-        self.seen, self.steps = state["seen"], state["steps"]
+        self.seen, self.steps, self.logged_steps = state["seen"], state["steps"], state["steps"]
         self.since = (self.seen, time.time(), cpu_seconds())
         return True
 

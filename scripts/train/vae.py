@@ -105,4 +105,4 @@ def trained_decoder():
 
 
 if __name__ == "__main__":
-    command(train, __doc__, samples=100_000, batch=8, gpu_batch=64)
+    command(train, __doc__, samples=100_000, batch=8, gpu_batch=32)
