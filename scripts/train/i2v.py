@@ -21,7 +21,7 @@ from vocabulary import THINGS
 SIGMA_MIN, SIGMA_MAX = 0.01, 30.0
 AUGMENT = 0.02  # noise in the input picture that the model is told of
 DROPPED = 0.08
-STEPS = 20
+STEPS = 4  # more sharpen the grain of what moves, not its shape
 
 
 class ImageToVideo(nn.Module):
