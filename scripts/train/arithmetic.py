@@ -1,11 +1,13 @@
-"""Faster arithmetic for training on a CPU, in bf16 and channels-last above all: group norm, attention, time convolution."""
+"""Faster arithmetic for training, in bf16 and channels-last above all: group norm, attention, time convolution."""
 
 import types
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import nn
+
+from trainer import GPU
 
 
 class GroupNormFunction(torch.autograd.Function):
@@ -90,5 +92,5 @@ def quick(model):
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
         if isinstance(module, Attention):
-            module.set_processor(AttnProcessor())
+            module.set_processor(AttnProcessor2_0() if GPU else AttnProcessor())
     return model

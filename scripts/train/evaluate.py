@@ -25,7 +25,7 @@ from judge import trained_judge
 from motion import Clip, frames
 from settings import CACHE, FRAMES, OUT, RUNS
 from text import labels
-from trainer import load_mean, psnr, sheet
+from trainer import DEVICE, load_mean, psnr, sheet
 from vae import trained_decoder
 from vision import pictures_of, trained_vision
 from vocabulary import BACKGROUNDS, THINGS
@@ -50,24 +50,26 @@ class Torch:
         self.decoder = trained_decoder()
         self.t2i, self.seen = t2i.TextToImage(), {}
         self.seen["t2i"] = load_mean("t2i", self.t2i)
+        self.t2i.to(DEVICE)
         self.branches = None
         if (RUNS / "temporal" / "state.pt").exists():
             self.branches = temporal.trained_branches(self.decoder)
         if (RUNS / "i2v" / "state.pt").exists():
             self.i2v, self.vision = i2v.ImageToVideo(), trained_vision()
             self.seen["i2v"] = load_mean("i2v", self.i2v)
+            self.i2v.to(DEVICE)
 
     @torch.no_grad()
     def pictures(self, texts, seeds):
         out = []
         for start in range(0, len(texts), 32):  # one seed a batch, for its first prompt
             z = t2i.sample(self.t2i, texts[start : start + 32], seed=seeds[start])
-            out.append(self.decoder(z).clamp(-1, 1))
+            out.append(self.decoder(z).clamp(-1, 1).cpu())
         return torch.cat(out)
 
     @torch.no_grad()
     def decode_clips(self, z):
-        x = temporal.features(self.decoder, z.flatten(0, 1), self.branches, z.shape[1])
+        x = temporal.features(self.decoder, z.flatten(0, 1).to(DEVICE), self.branches, z.shape[1])
         d = self.decoder
         for level in (2, 3):
             for layer in d.up_blocks[level].resnets:
@@ -75,7 +77,7 @@ class Torch:
             if level == 2:
                 x = d.up_blocks[level].upsamplers[0](x)
         x = d.conv_out(torch.nn.functional.silu(d.conv_norm_out(x)))
-        return x.clamp(-1, 1).unflatten(0, z.shape[:2])
+        return x.clamp(-1, 1).unflatten(0, z.shape[:2]).cpu()
 
     def clips(self, pictures, motions, rates, seed=0):
         return self.decode_clips(i2v.sample(self.i2v, self.vision, pictures, motions, rates, seed))
@@ -125,7 +127,7 @@ def score_pictures(models, judge, scores, folder):
         scenes, texts = zip(*prompts(language))
         pictures = models.pictures(texts, list(range(len(texts))))
         shown.append(pictures)
-        guesses = judge(pictures)
+        guesses = judge(pictures.to(DEVICE))
         thing, back, colour = ((g.argmax(1) == t).float() for g, t in zip(guesses, labels(scenes)))
         coloured = labels(scenes)[2] > 0
         missed = [THINGS[s.thing].en[0] for s, ok in zip(scenes, thing) if not ok]
@@ -140,7 +142,7 @@ def score_pictures(models, judge, scores, folder):
     kitten, garden = 0, [b.name for b in BACKGROUNDS].index("garden")
     for text in KITTEN:
         pictures = models.pictures([text] * 10, list(range(10)))
-        guesses = judge(pictures)
+        guesses = judge(pictures.to(DEVICE))
         right = (guesses[0].argmax(1) == kitten) & (guesses[1].argmax(1) == garden)
         scores[text] = right.float().mean().item()
         sheet(pictures, 10, folder / f"kitten-{'zh' if ord(text[0]) > 127 else 'en'}.png")
@@ -150,14 +152,14 @@ def score_pictures(models, judge, scores, folder):
 def score_vae(models, scores):
     pixels = np.stack([render(draw_scene(("held out", i))) for i in range(64)])
     pictures = torch.from_numpy(encoder.signed(pixels)).permute(0, 3, 1, 2)
-    out = models.decoder(torch.from_numpy(encoder.encode(pixels)))
+    out = models.decoder(torch.from_numpy(encoder.encode(pixels)).to(DEVICE)).cpu()
     scores["VAE, dB"] = psnr(out, pictures).mean().item()
 
 
 @torch.no_grad()
 def score_videos(models, scores, folder):
     scenes = [draw_scene(("video", i)) for i in range(CLIPS)]
-    pictures = pictures_of(scenes)
+    pictures = pictures_of(scenes).cpu()
     first, made, true = [], [], []
     for motion in MOTIONS:
         clips = models.clips(pictures, [motion] * CLIPS, [7] * CLIPS)

@@ -3,12 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 from safetensors.torch import load_file, save_file
 
 import encoder
-from dataset import Latents
+from draw import draw_scene, render
 from i2v import ImageToVideo
 from i2v import scheduler as video_scheduler
 from settings import CHANNELS, OUT, RUNS, TOKENIZER
@@ -55,7 +56,8 @@ def write_encoder(vae):
     shortcuts[2].weight[plus + 1, :CHANNELS, 0, 0] = -torch.eye(CHANNELS)
     shortcuts[2].bias[plus + 2] = CONSTANT
     zero(e.conv_norm_out, e.conv_out)
-    power = w["deviation"] ** 2 + Latents("scenes").take(range(512)).mean((0, 2, 3)) ** 2
+    drawn = encoder.encode(np.stack([render(draw_scene(("encoder", i))) for i in range(256)]))
+    power = w["deviation"] ** 2 + torch.from_numpy(drawn).mean((0, 2, 3)) ** 2
     spread = (2 / 3 * power + 2 / 9 * CONSTANT**2).sqrt()
     for k in range(CHANNELS):
         gain, offset = exact_in_f16(spread[k])

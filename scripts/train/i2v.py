@@ -1,9 +1,9 @@
 """Trains the image-to-video UNet (SVD's architecture) on the latents of drawn clips."""
 
+import math
 import random
 from dataclasses import replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
@@ -14,14 +14,14 @@ from dataset import Latents
 from motion import draw_clip
 from arithmetic import quick
 from settings import CELLS, CHANNELS, FRAMES, RUNS, SEED
-from trainer import Run, command, half, sheet
+from trainer import DEVICE, PAINT, Run, command, half, sheet
 from vision import WIDTH, pictures_of, trained_vision
 from vocabulary import THINGS
 
 SIGMA_MIN, SIGMA_MAX = 0.01, 30.0
 AUGMENT = 0.02  # noise in the input picture that the model is told of
 DROPPED = 0.08
-STEPS = 20
+STEPS = 4  # more sharpen the grain of what moves, not its shape
 
 
 class ImageToVideo(nn.Module):
@@ -74,24 +74,24 @@ def scheduler():
 @torch.no_grad()
 def sample(model, vision, pictures, motions, rates, seed=0, steps=STEPS):
     """Latents [n, FRAMES, ...] of clips that begin with these pictures, without guidance."""
-    plan, r = scheduler(), torch.Generator().manual_seed(seed)
+    plan, r, pictures = scheduler(), torch.Generator().manual_seed(seed), pictures.cpu()
     plan.set_timesteps(steps)
     noisy = pictures + AUGMENT * torch.randn(pictures.shape, generator=r)
-    first = torch.from_numpy(encoder.encode(noisy.permute(0, 2, 3, 1).numpy()))
-    seen = vision(pictures)
-    wanted = torch.tensor([[fps - 1.0, motion, AUGMENT] for motion, fps in zip(motions, rates)])
-    x = torch.randn(len(pictures), FRAMES, *first.shape[1:], generator=r) * plan.init_noise_sigma
+    first = torch.from_numpy(encoder.encode(noisy.permute(0, 2, 3, 1).numpy())).to(DEVICE)
+    seen = vision(pictures.to(DEVICE))
+    wanted = torch.tensor([[fps - 1.0, motion, AUGMENT] for motion, fps in zip(motions, rates)], device=DEVICE)
+    x = torch.randn(len(pictures), FRAMES, *first.shape[1:], generator=r).to(DEVICE) * plan.init_noise_sigma
     for t, sigma in zip(plan.timesteps, plan.sigmas):
-        v = model(plan.scale_model_input(x, t), sigma.expand(len(x)), first, seen, wanted)
+        v = model(plan.scale_model_input(x, t), sigma.to(DEVICE).expand(len(x)), first, seen, wanted)
         x = plan.step(v, t, x).prev_sample
     return x
 
 
 def draw_sigmas(count):
     """Most where grain and edges are decided, some over the whole range."""
-    centre = (torch.randn(count) * 1.5 - 0.4).exp()
-    anywhere = np.log(SIGMA_MIN) + torch.rand(count) * np.log(SIGMA_MAX / SIGMA_MIN)
-    return torch.where(torch.rand(count) < 0.2, anywhere.exp(), centre).clamp(SIGMA_MIN, SIGMA_MAX)
+    centre = (torch.randn(count, device=DEVICE) * 1.5 - 0.4).exp()
+    anywhere = math.log(SIGMA_MIN) + torch.rand(count, device=DEVICE) * math.log(SIGMA_MAX / SIGMA_MIN)
+    return torch.where(torch.rand(count, device=DEVICE) < 0.2, anywhere.exp(), centre).clamp(SIGMA_MIN, SIGMA_MAX)
 
 
 def look_at():
@@ -103,13 +103,18 @@ def look_at():
     return pictures_of(scenes), motions, rates
 
 
-def train(total, batch):
+def train(plan):
     torch.manual_seed(4)
     model, vision = ImageToVideo(), trained_vision()
-    run = Run("i2v", model, total, lr=1e-3)
+    run = Run("i2v", model, plan, lr=1e-3)
     if not run.resume():
         run.log(f"UNet: {sum(p.numel() for p in model.unet.parameters()) / 1e6:.2f} M parameters")
-    data = Latents("clips")
+    if PAINT:
+        from painter import Painter
+
+        painter = Painter()
+    else:
+        data = Latents("clips")
 
     def look():
         if (RUNS / "vae" / "state.pt").exists():
@@ -118,25 +123,32 @@ def train(total, batch):
             clips = sample(model, vision, *look_at())
             sheet(trained_decoder()(clips.flatten(0, 1)), FRAMES, run.folder / "sheet.png")
 
-    while run.going():
+    def drawn():
+        """Latents of clips, their first pictures, and (fps-1, motion, noise)."""
+        if PAINT:
+            frames, motion, fps = painter.clips(plan.batch)
+            return painter.encode(frames), frames[:, 0], torch.stack((fps - 1, motion, torch.full_like(fps, AUGMENT)), 1)
         r = random.Random(SEED * 13 + run.steps)
-        numbers = [r.randrange(len(data)) for _ in range(batch)]
+        numbers = [r.randrange(len(data)) for _ in range(plan.batch)]
         clips = [draw_clip((i,)) for i in numbers]
-        z = data.take(numbers)
-        told = (torch.rand(batch) >= DROPPED).float()
-        # Besides the noise told of, a little in the latents: a generated picture is never as clean as a drawn one.
-        spoilt = AUGMENT + 0.1 * torch.rand(batch, 1, 1, 1).square()
-        first = (z[:, 0] + spoilt * torch.randn_like(z[:, 0])) * told.view(-1, 1, 1, 1)
-        seen = vision(pictures_of([c.scene for c in clips])) * told.view(-1, 1)
         wanted = torch.tensor([[c.fps - 1.0, c.motion, AUGMENT] for c in clips])
-        sigma = draw_sigmas(batch)
+        return data.take(numbers), pictures_of([c.scene for c in clips]), wanted
+
+    def compute():
+        z, pictures, wanted = drawn()
+        told = (torch.rand(plan.batch, device=DEVICE) >= DROPPED).float()
+        # Besides the noise told of, a little in the latents: a generated picture is never as clean as a drawn one.
+        spoilt = AUGMENT + 0.1 * torch.rand(plan.batch, 1, 1, 1, device=DEVICE).square()
+        first = (z[:, 0] + spoilt * torch.randn_like(z[:, 0])) * told.view(-1, 1, 1, 1)
+        seen = vision(pictures) * told.view(-1, 1)
+        sigma = draw_sigmas(plan.batch)
         s = sigma.view(-1, 1, 1, 1, 1)
         noisy = z + s * torch.randn_like(z)
         target = (noisy / (s**2 + 1) - z) * (s**2 + 1).sqrt() / s
-        loss = F.mse_loss(model(noisy / (s**2 + 1).sqrt(), sigma, first, seen, wanted), target)
-        run.step(loss, batch)
-        run.report(look)
+        return {"loss": F.mse_loss(model(noisy / (s**2 + 1).sqrt(), sigma, first, seen, wanted), target)}
+
+    run.follow(compute, look)
 
 
 if __name__ == "__main__":
-    command(train, __doc__, samples=80_000, batch=8)
+    command(train, __doc__, samples=80_000, batch=8, gpu_batch=32)

@@ -16,7 +16,7 @@ from draw import background, draw_scene, place, render, sprite, to_bytes
 from encoder import signed
 from settings import SIDE, rng
 from text import PARTS, labels
-from trainer import Run, command, half, load_mean
+from trainer import DEVICE, PAINT, Run, command, half, load_mean
 from vocabulary import THINGS
 
 UNCLEAR = len(THINGS)
@@ -64,15 +64,46 @@ def batch_of(name, numbers):
         pixels.append(spoil(render(scene) if clear[-1] else unclear(scene, r), r))
         scenes.append(scene)
     targets = labels(scenes)
-    clear = torch.tensor(clear)
-    targets[0] = torch.where(clear, targets[0], UNCLEAR)
-    return torch.from_numpy(signed(np.stack(pixels))).permute(0, 3, 1, 2), targets, clear
+    clear = torch.tensor(clear, device=DEVICE)
+    targets[0] = targets[0].masked_fill(~clear, UNCLEAR)
+    return torch.from_numpy(signed(np.stack(pixels))).permute(0, 3, 1, 2).to(DEVICE), targets, clear
 
 
-def train(total, batch):
+def painted_batches():
+    """The same from a painter."""
+    from painter import Painter, between
+
+    painter = Painter(unclear=True)
+
+    def batches(count):
+        scenes = painter.scenes(count)
+        scenes.size = scenes.size * between(0.9, 1.1, count)
+        scenes.x, scenes.y = scenes.x + between(-0.05, 0.05, count), scenes.y + between(-0.05, 0.05, count)
+        clear = torch.rand(count, device=DEVICE) >= 0.25
+        shapes = torch.where(clear.view(-1, 1, 1, 1), painter.shapes(scenes), painter.unclear_shapes(scenes))
+        pictures = soften(painter.pictures(scenes, shapes), between(0.3, 1.2, count) * (torch.rand(count, device=DEVICE) < 0.5) + 1e-3)
+        grain = between(0, 10, count).view(-1, 1, 1, 1) * torch.randn_like(pictures) + 16 * torch.rand(count, 3, 1, 1, device=DEVICE) - 8
+        targets = scenes.labels()
+        targets[0] = targets[0].masked_fill(~clear, UNCLEAR)
+        return (pictures + grain / 127.5).clamp(-1, 1), targets, clear
+
+    return batches
+
+
+def soften(pictures, sigma, reach=4):
+    """Every picture under a Gaussian of its own width."""
+    at = torch.arange(-reach, reach + 1, device=DEVICE)
+    kernel = (-0.5 * (at / sigma.unsqueeze(1)).square()).exp()
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)
+    x = F.pad(pictures, (reach,) * 4, mode="replicate").flatten(0, 1).unsqueeze(0)
+    x = F.conv2d(x, kernel.view(-1, 1, 1, 2 * reach + 1), groups=len(kernel))
+    return F.conv2d(x, kernel.view(-1, 1, 2 * reach + 1, 1), groups=len(kernel))[0].unflatten(0, (-1, 3))
+
+
+def train(plan):
     torch.manual_seed(6)
     judge = Judge().to(memory_format=torch.channels_last)
-    run = Run("judge", judge, total, lr=1.5e-3, decay=0.98, weight_decay=2e-2)
+    run = Run("judge", judge, plan, lr=1.5e-3, decay=0.98, weight_decay=2e-2)
     run.resume()
 
     def look():
@@ -86,21 +117,24 @@ def train(total, batch):
             f"background {(back == targets[1]).float().mean():.3f}, colour {(colour == targets[2]).float()[coloured].mean():.3f}"
         )
 
-    while run.going():
-        pictures, targets, clear = batch_of("judge", range(run.seen, run.seen + batch))
+    batches = painted_batches() if PAINT else lambda count: batch_of("judge", range(run.seen, run.seen + count))
+
+    def compute():
+        pictures, targets, clear = batches(plan.batch)
         with half():
             thing, back, colour = judge(pictures.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(thing.float(), targets[0]) + F.cross_entropy(back.float(), targets[1])
-        loss = loss + 0.5 * F.cross_entropy(colour.float()[clear], targets[2][clear])
-        run.step(loss, batch, thing=(thing.argmax(1) == targets[0]).float().mean())
-        run.report(look)
+        loss = loss + 0.5 * F.cross_entropy(colour.float(), targets[2].masked_fill(~clear, -100))
+        return {"loss": loss, "thing": (thing.argmax(1) == targets[0]).float().mean()}
+
+    run.follow(compute, look)
 
 
 def trained_judge():
     judge = Judge()
     load_mean("judge", judge)
-    return judge
+    return judge.to(DEVICE)
 
 
 if __name__ == "__main__":
-    command(train, __doc__, samples=60_000, batch=64)
+    command(train, __doc__, samples=60_000, batch=64, gpu_batch=256)

@@ -13,7 +13,7 @@ from draw import draw_scene
 from arithmetic import quick
 from settings import CELLS, CHANNELS, RUNS, SEED
 from text import WIDTH, TextEncoder, labels, naming_loss
-from trainer import Run, command, half, load_mean, sheet
+from trainer import DEVICE, PAINT, Run, command, half, load_mean, sheet
 
 NAMING = 0.03  # weight of the text encoder's own loss
 DROPPED = 0.1  # share of pictures without a caption, for guidance
@@ -69,7 +69,7 @@ def sample(model, texts, seed=0, steps=STEPS, guidance=GUIDANCE):
     plan, count = scheduler(), len(texts)
     plan.set_timesteps(steps)
     hidden = model.text(model.text.ids([""] * count + list(texts)))
-    x = torch.randn(count, CHANNELS, CELLS, CELLS, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(count, CHANNELS, CELLS, CELLS, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
     for t in plan.timesteps:
         with half():
             out = model.unet(torch.cat([x, x]), t, hidden).sample
@@ -78,16 +78,22 @@ def sample(model, texts, seed=0, steps=STEPS, guidance=GUIDANCE):
     return x
 
 
-def train(total, batch):
+def train(plan):
     torch.manual_seed(2)
     model = TextToImage()
-    run = Run("t2i", model, total, lr=1.2e-3)
+    run = Run("t2i", model, plan, lr=1.2e-3)
     if not run.resume():
         load_mean("text", model.text)
         model.train()
         run.mean = [p.detach().clone() for p in run.parameters]
         run.log(f"UNet: {sum(p.numel() for p in model.unet.parameters()) / 1e6:.2f} M parameters")
-    data, kept = Latents("scenes"), scheduler().alphas_cumprod
+    kept = scheduler().alphas_cumprod.to(DEVICE)
+    if PAINT:
+        from painter import Painter
+
+        painter = Painter(captions=True)
+    else:
+        data = Latents("scenes")
 
     def look():
         if (RUNS / "vae" / "state.pt").exists():
@@ -95,25 +101,34 @@ def train(total, batch):
 
             sheet(trained_decoder()(sample(model, LOOK_AT)), 6, run.folder / "sheet.png")
 
-    while run.going():
+    def drawn():
+        """Latents, ids of captions, which of them say something, and what."""
+        if PAINT:
+            scenes, ids, told = painter.captioned(plan.batch, DROPPED)
+            return painter.encode(painter.pictures(scenes)), ids, told, scenes.labels()
         r = random.Random(SEED * 11 + run.steps)
-        numbers = [r.randrange(len(data)) for _ in range(batch)]
+        numbers = [r.randrange(len(data)) for _ in range(plan.batch)]
         scenes = [draw_scene((i,)) for i in numbers]
         told = torch.tensor([r.random() >= DROPPED for _ in scenes])
         ids = model.text.ids([caption(s, r) if t else no_caption(r) for s, t in zip(scenes, told)])
-        z = data.take(numbers).contiguous(memory_format=torch.channels_last)
-        t = ((torch.randperm(batch) + torch.rand(batch)) * (1000 / batch)).long()  # evenly over all times
+        return data.take(numbers), ids, told, labels(scenes)
+
+    def compute():
+        z, ids, told, targets = drawn()
+        z = z.contiguous(memory_format=torch.channels_last)
+        place = torch.arange(plan.batch, device=DEVICE) + torch.rand(plan.batch, device=DEVICE)
+        t = (place * (1000 / plan.batch)).long().clamp(max=999)  # evenly over all times
         signal, noise_level = (v.sqrt().view(-1, 1, 1, 1) for v in (kept[t], 1 - kept[t]))
         noise = torch.randn_like(z)
         hidden = model.text(ids)
         with half():
             out = model.unet(signal * z + noise_level * noise, t, hidden).sample
         picture = F.mse_loss(out.float(), signal * noise - noise_level * z)
-        guesses = [g[told] for g in model.text.guesses(hidden, ids)]
-        naming = naming_loss(guesses, [v[told] for v in labels(scenes)])
-        run.step(picture + NAMING * naming, batch, picture=picture, naming=naming)
-        run.report(look)
+        naming = naming_loss(model.text.guesses(hidden, ids), targets, told)
+        return {"loss": picture + NAMING * naming, "picture": picture, "naming": naming}
+
+    run.follow(compute, look)
 
 
 if __name__ == "__main__":
-    command(train, __doc__, samples=600_000, batch=64)
+    command(train, __doc__, samples=600_000, batch=64, gpu_batch=256)

@@ -14,7 +14,7 @@ from torch import nn
 from arithmetic import quick
 from dataset import Latents
 from settings import FRAMES, SEED
-from trainer import Run, command, half, load_mean
+from trainer import DEVICE, PAINT, Run, command, half, load_mean
 from vae import NOISE, trained_decoder
 
 SHARE = 0.5  # of the branch in the blend: the sigmoid of the mix factor 0
@@ -56,34 +56,45 @@ def features(decoder, z, branches=None, frames=1):
     return x
 
 
-def train(total, batch):
+def train(plan):
     torch.manual_seed(5)
     decoder = trained_decoder().requires_grad_(False)
     model = TemporalBranches(decoder)
-    run = Run("temporal", model, total, lr=1e-3, decay=0.995)
+    run = Run("temporal", model, plan, lr=1e-3, decay=0.995)
     run.resume()
-    data = Latents("clips")
-    scale = features(decoder, data.take(range(2)).flatten(0, 1)).std()
+    if PAINT:
+        from painter import Painter
 
-    while run.going():
+        painter = Painter()
+    else:
+        data = Latents("clips")
+
+    def clips(count):
+        if PAINT:
+            return painter.encode(painter.clips(count)[0])
         r = random.Random(SEED * 17 + run.steps)
-        z = data.take([r.randrange(len(data)) for _ in range(batch)])
-        strength = NOISE * torch.rand(batch, 1, 1, 1, 1)
-        noisy = z + strength * (torch.randn_like(z) + torch.randn(batch, FRAMES, z.shape[2], 1, 1) * 0.2)
+        return data.take([r.randrange(len(data)) for _ in range(count)])
+
+    scale = features(decoder, clips(2).flatten(0, 1)).std()
+
+    def compute():
+        z = clips(plan.batch)
+        strength = NOISE * torch.rand(plan.batch, 1, 1, 1, 1, device=DEVICE)
+        noisy = z + strength * (torch.randn_like(z) + torch.randn(plan.batch, FRAMES, z.shape[2], 1, 1, device=DEVICE) * 0.2)
         with half():
             wanted = features(decoder, z.flatten(0, 1)).float()
             plain = features(decoder, noisy.flatten(0, 1)).float()
             got = features(decoder, noisy.flatten(0, 1), model, FRAMES).float()
-        loss = F.mse_loss(got, wanted) / scale**2
-        run.step(loss, batch, without=F.mse_loss(plain, wanted) / scale**2)
-        run.report()
+        return {"loss": F.mse_loss(got, wanted) / scale**2, "without": F.mse_loss(plain, wanted) / scale**2}
+
+    run.follow(compute)
 
 
 def trained_branches(decoder):
     model = TemporalBranches(decoder)
     load_mean("temporal", model)
-    return model
+    return model.to(DEVICE)
 
 
 if __name__ == "__main__":
-    command(train, __doc__, samples=24_000, batch=4)
+    command(train, __doc__, samples=24_000, batch=4, gpu_batch=32)

@@ -15,7 +15,7 @@ import tokenizer
 from captions import caption, held_out
 from draw import draw_scene
 from settings import SEED, TOKENS
-from trainer import Run, command
+from trainer import DEVICE, PAINT, Run, command
 from vocabulary import BACKGROUNDS, COLOUR_NAMES, THINGS
 
 WIDTH = 128
@@ -49,7 +49,7 @@ class TextEncoder(nn.Module):
         for text in texts:
             ids = self.tokenizer.encode(text).ids[: TOKENS - 1]
             rows.append(ids + [self.end] * (TOKENS - len(ids)))
-        return torch.tensor(rows)
+        return torch.tensor(rows, device=DEVICE)
 
     def forward(self, ids):
         return self.clip(input_ids=ids).last_hidden_state
@@ -62,17 +62,20 @@ class TextEncoder(nn.Module):
 
 def labels(scenes):
     colours = [COLOUR_NAMES.index(s.colour) + 1 if s.colour else 0 for s in scenes]
-    return [torch.tensor(column) for column in ([s.thing for s in scenes], [s.background for s in scenes], colours)]
+    return [torch.tensor(column, device=DEVICE) for column in ([s.thing for s in scenes], [s.background for s in scenes], colours)]
 
 
-def naming_loss(guesses, targets):
+def naming_loss(guesses, targets, counted=None):
+    """Over all of the batch, or those that are `counted`."""
+    if counted is not None:
+        targets = [target.masked_fill(~counted, -100) for target in targets]
     return sum(F.cross_entropy(guess, target) for guess, target in zip(guesses, targets))
 
 
-def train(total, batch):
+def train(plan):
     torch.manual_seed(1)
     model = TextEncoder()
-    run = Run("text", model, total, lr=1.5e-3, decay=0.99)
+    run = Run("text", model, plan, lr=1.5e-3, decay=0.99)
     run.resume()
     held = [draw_scene(("held out", i)) for i in range(300)]
 
@@ -82,16 +85,27 @@ def train(total, batch):
             right = [(g.argmax(1) == t).float().mean() for g, t in zip(model.guesses(model(ids), ids), labels(held))]
             run.log(f"  held-out wordings {language}: thing {right[0]:.3f} background {right[1]:.3f} colour {right[2]:.3f}")
 
-    while run.going():
+    if PAINT:
+        from painter import Painter
+
+        painter = Painter(pictures=False, captions=True)
+
+    def captioned():
+        if PAINT:
+            scenes, ids, _ = painter.captioned(plan.batch)
+            return ids, scenes.labels()
         r = random.Random(SEED * 7 + run.steps)
-        scenes = [draw_scene(("text", i)) for i in range(run.seen, run.seen + batch)]
-        ids = model.ids([caption(s, r) for s in scenes])
+        scenes = [draw_scene(("text", i)) for i in range(run.seen, run.seen + plan.batch)]
+        return model.ids([caption(s, r) for s in scenes]), labels(scenes)
+
+    def compute():
+        ids, targets = captioned()
         guesses = model.guesses(model(ids), ids)
-        targets = labels(scenes)
         right = (guesses[0].argmax(1) == targets[0]).float().mean()
-        run.step(naming_loss(guesses, targets), batch, thing=right)
-        run.report(look)
+        return {"loss": naming_loss(guesses, targets), "thing": right}
+
+    run.follow(compute, look)
 
 
 if __name__ == "__main__":
-    command(train, __doc__, samples=320_000, batch=64)
+    command(train, __doc__, samples=320_000, batch=64, gpu_batch=256)

@@ -10,7 +10,7 @@ import encoder
 from draw import draw_scene, render
 from arithmetic import AnchoredNorm, quick
 from settings import CHANNELS, SIDE
-from trainer import Run, command, half, load_mean, psnr, sheet
+from trainer import DEVICE, PAINT, Run, command, half, load_mean, psnr, sheet
 
 WIDTHS = (96, 32, 64, 96)
 LIVE = WIDTHS[0] // 3
@@ -49,7 +49,20 @@ def pair(numbers):
     pixels = np.stack([render(draw_scene(("decoder", i))) for i in numbers])
     pictures = torch.from_numpy(encoder.signed(pixels)).permute(0, 3, 1, 2)
     latents = torch.from_numpy(encoder.encode(pixels)).contiguous(memory_format=torch.channels_last)
-    return pictures.contiguous(memory_format=torch.channels_last), latents
+    return pictures.contiguous(memory_format=torch.channels_last).to(DEVICE), latents.to(DEVICE)
+
+
+def painted_pairs():
+    """The same from a painter."""
+    from painter import Painter
+
+    painter = Painter()
+
+    def pairs(count):
+        pictures = painter.pictures(painter.scenes(count)).contiguous(memory_format=torch.channels_last)
+        return pictures, painter.encode(pictures).contiguous(memory_format=torch.channels_last)
+
+    return pairs
 
 
 def edges(a, b):
@@ -58,36 +71,38 @@ def edges(a, b):
     return difference.diff(dim=2).abs().mean() + difference.diff(dim=3).abs().mean()
 
 
-def train(total, batch):
+def train(plan):
     torch.manual_seed(0)
     decoder = living_decoder()
-    run = Run("vae", decoder, total, lr=1.5e-3, decay=0.998, weight_decay=1e-3)
+    run = Run("vae", decoder, plan, lr=1.5e-3, decay=0.998, weight_decay=1e-3)
     if not run.resume():
         run.log(f"decoder: {sum(p.numel() for p in decoder.parameters()) / 1e6:.2f} M living parameters")
     held_pictures, held_latents = pair(range(-32, 0))
 
     def look():
         clean = decoder(held_latents)
-        noisy = decoder(held_latents + 0.2 * torch.randn(held_latents.shape))
+        noisy = decoder(held_latents + 0.2 * torch.randn_like(held_latents))
         run.log(f"  held out: {psnr(clean, held_pictures).mean():.2f} dB, latents with noise {psnr(noisy, held_pictures).mean():.2f} dB")
         sheet(torch.cat([held_pictures[:12], clean[:12]]), 12, run.folder / "sheet.png")
 
-    while run.going():
-        pictures, latents = pair(range(run.seen, run.seen + batch))
-        noise = NOISE * torch.rand(batch, 1, 1, 1) * torch.randn(latents.shape)
+    pairs = painted_pairs() if PAINT else lambda count: pair(range(run.seen, run.seen + count))
+
+    def compute():
+        pictures, latents = pairs(plan.batch)
+        noise = NOISE * torch.rand(plan.batch, 1, 1, 1, device=DEVICE) * torch.randn_like(latents)
         with half():
             out = decoder(latents + noise).float()
         square = (out - pictures).square().mean()
-        loss = (out - pictures).abs().mean() + square + 0.5 * edges(out, pictures)
-        run.step(loss, batch, square=square)
-        run.report(look)
+        return {"loss": (out - pictures).abs().mean() + square + 0.5 * edges(out, pictures), "square": square}
+
+    run.follow(compute, look)
 
 
 def trained_decoder():
     decoder = living_decoder()
     load_mean("vae", decoder)
-    return decoder
+    return decoder.to(DEVICE)
 
 
 if __name__ == "__main__":
-    command(train, __doc__, samples=100_000, batch=8)
+    command(train, __doc__, samples=100_000, batch=8, gpu_batch=32)

@@ -9,8 +9,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from draw import draw_scene, render
 from encoder import signed
-from text import naming_loss
-from trainer import Run, command, load_mean
+from text import labels, naming_loss
+from trainer import DEVICE, PAINT, Run, command, load_mean
 from vocabulary import BACKGROUNDS, THINGS
 
 WIDTH, PIXELS = 64, 224
@@ -47,18 +47,18 @@ class Vision(nn.Module):
 
 
 def pictures_of(scenes):
-    return torch.from_numpy(signed(np.stack([render(s) for s in scenes]))).permute(0, 3, 1, 2)
+    return torch.from_numpy(signed(np.stack([render(s) for s in scenes]))).permute(0, 3, 1, 2).to(DEVICE)
 
 
 def batch_of(name, numbers):
     scenes = [draw_scene((name, i)) for i in numbers]
-    return pictures_of(scenes), [torch.tensor([s.thing for s in scenes]), torch.tensor([s.background for s in scenes])]
+    return pictures_of(scenes), labels(scenes)[:2]
 
 
-def train(total, batch):
+def train(plan):
     torch.manual_seed(3)
     model = Vision()
-    run = Run("vision", model, total, lr=2e-3, decay=0.995)
+    run = Run("vision", model, plan, lr=2e-3, decay=0.995)
     run.resume()
     held, truth = batch_of("held out", range(256))
 
@@ -66,20 +66,32 @@ def train(total, batch):
         right = [(g.argmax(1) == t).float().mean() for g, t in zip(model.guesses(model(held)), truth)]
         run.log(f"  held-out pictures: thing {right[0]:.3f} background {right[1]:.3f}")
 
-    while run.going():
-        pictures, targets = batch_of("vision", range(run.seen, run.seen + batch))
-        pictures = pictures + 0.1 * torch.rand(batch, 1, 1, 1) * torch.randn_like(pictures)
+    if PAINT:
+        from painter import Painter
+
+        painter = Painter()
+
+    def drawn():
+        if PAINT:
+            scenes = painter.scenes(plan.batch)
+            return painter.pictures(scenes), scenes.labels()[:2]
+        return batch_of("vision", range(run.seen, run.seen + plan.batch))
+
+    def compute():
+        pictures, targets = drawn()
+        pictures = pictures + 0.1 * torch.rand(plan.batch, 1, 1, 1, device=DEVICE) * torch.randn_like(pictures)
         guesses = model.guesses(model(pictures))
         right = (guesses[0].argmax(1) == targets[0]).float().mean()
-        run.step(naming_loss(guesses, targets), batch, thing=right)
-        run.report(look)
+        return {"loss": naming_loss(guesses, targets), "thing": right}
+
+    run.follow(compute, look)
 
 
 def trained_vision():
     model = Vision()
     load_mean("vision", model)
-    return model.requires_grad_(False)
+    return model.requires_grad_(False).to(DEVICE)
 
 
 if __name__ == "__main__":
-    command(train, __doc__, samples=100_000, batch=64)
+    command(train, __doc__, samples=100_000, batch=64, gpu_batch=256)

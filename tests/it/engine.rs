@@ -54,8 +54,8 @@ fn draw(model: &ImageModel, request: &ImageRequest) -> Vec<u8> {
 fn middle_and_border(image: &RgbImage) -> [[f64; 3]; 2] {
     let mut sums = [([0.0; 3], 0.0), ([0.0; 3], 0.0)];
     for (x, y, pixel) in image.enumerate_pixels() {
-        let inside = (24..40).contains(&x) && (24..40).contains(&y);
-        let outside = !(8..56).contains(&x) || !(8..56).contains(&y);
+        let inside = (48..80).contains(&x) && (48..80).contains(&y);
+        let outside = !(16..112).contains(&x) || !(16..112).contains(&y);
         for (chosen, (sum, count)) in [inside, outside].into_iter().zip(&mut sums) {
             if chosen {
                 *count += 1.0;
@@ -70,7 +70,7 @@ fn middle_and_border(image: &RgbImage) -> [[f64; 3]; 2] {
 fn the_tiny_model_draws_an_orange_kitten_in_a_green_garden() {
     let mut events = Vec::new();
     let output = tiny()
-        .generate(&request(20), &mut |event| {
+        .generate(&ImageRequest { width: 128, height: 128, ..request(20) }, &mut |event| {
             events.push(event);
             ControlFlow::Continue(())
         })
@@ -338,12 +338,12 @@ fn every_sampler_draws_the_same_picture_again() {
 #[test]
 fn folders_are_described_by_their_configs() {
     let cases = [
-        ("models/genvideo-tiny-t2i", Task::TextToImage, "stable-diffusion-1", (64, 64), None),
+        ("models/genvideo-tiny-t2i", Task::TextToImage, "stable-diffusion-1", (128, 128), None),
         (
             "models/genvideo-tiny-i2v",
             Task::ImageToVideo,
             "stable-video-diffusion",
-            (64, 64),
+            (128, 128),
             Some(14),
         ),
         (

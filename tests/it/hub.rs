@@ -104,7 +104,7 @@ fn the_built_in_pair_is_unpacked_as_it_was_shipped() {
     let image = bench.library.default(IMAGE).unwrap().manifest;
     assert_eq!(
         (image.native_width, image.native_height, image.multiple, image.steps),
-        (64, 64, 16, 20)
+        (128, 128, 16, 20)
     );
     assert_eq!((image.guidance, image.sampler.as_deref()), (4.0, Some("ddim")));
     assert!(image.video.is_none());

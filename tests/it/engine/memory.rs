@@ -86,7 +86,7 @@ fn seams_between_tiles_are_faint() {
     let whole = vae.decode(&z, &mut pulse).unwrap();
 
     let tiling = Tiling::of(config.sample_size, config.factor());
-    assert_eq!((tiling.side, z.dims()[2..].to_vec()), (8, vec![12, 20]));
+    assert_eq!((tiling.side, z.dims()[2..].to_vec()), (16, vec![12, 20]));
     let tiled = vae.decode_tiled(&z, tiling, &mut pulse).unwrap();
     assert_eq!(tiled.dims(), whole.dims());
     let (most, mean) = differences(&tiled, &whole);
@@ -117,7 +117,7 @@ fn parts_in_turn_make_the_same_picture_and_clip() {
     // One tile covers this picture.
     let tiled = ImageRequest { tiling: Some(u32::MAX), ..request.clone() };
     assert_eq!(first, draw(&in_turn, &tiled).unwrap());
-    let large = ImageRequest { width: 128, batch: 1, ..request };
+    let large = ImageRequest { width: 192, batch: 1, ..request };
     let tiled = ImageRequest { tiling: Some(u32::MAX), ..large.clone() };
     assert_ne!(draw(&together, &large).unwrap().images, draw(&together, &tiled).unwrap().images);
 

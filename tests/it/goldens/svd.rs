@@ -395,22 +395,22 @@ fn numbers_out_of_range_are_reported() {
 fn the_default_model_moves_a_picture() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/genvideo-tiny-i2v");
     let model = VideoModel::load(&folder, &compute(), &mut |_| ControlFlow::Continue(())).unwrap();
-    let ball = RgbImage::from_fn(64, 64, |x, y| {
-        match (x.abs_diff(32).pow(2) + y.abs_diff(34).pow(2), y) {
-            (..400, _) => Rgb([220, 40, 30]),
-            (_, 45..) => Rgb([60, 170, 60]),
+    let ball = RgbImage::from_fn(128, 128, |x, y| {
+        match (x.abs_diff(64).pow(2) + y.abs_diff(68).pow(2), y) {
+            (..1600, _) => Rgb([220, 40, 30]),
+            (_, 90..) => Rgb([60, 170, 60]),
             _ => Rgb([120, 190, 240]),
         }
     });
     let motion_of = |motion: u32| {
         let frames = 14;
-        let (guidance, size) = (1.0, 64);
+        let (guidance, size) = (1.0, 128);
         let request = VideoRequest {
             image: ball.clone(),
             frames,
             width: size,
             height: size,
-            steps: 10,
+            steps: 4,
             fps: 7,
             motion,
             noise_aug: 0.02,

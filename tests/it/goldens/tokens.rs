@@ -94,7 +94,7 @@ fn both_file_layouts_of_a_tokenizer_give_the_same_ids() {
         }
     }
     let [whole, pair] =
-        [shipped.as_path(), pair.path()].map(|path| PromptTokenizer::load(path, 32, 4911).unwrap());
+        [shipped.as_path(), pair.path()].map(|path| PromptTokenizer::load(path, 32, 4913).unwrap());
     for text in [
         "",
         "a cute kitten playing in a garden",
@@ -106,5 +106,5 @@ fn both_file_layouts_of_a_tokenizer_give_the_same_ids() {
     }
     let error = PromptTokenizer::load(&shipped, 32, 4910).unwrap_err();
     assert!(error.to_string().contains("4910"), "{error}");
-    assert!(PromptTokenizer::load(Path::new("/nowhere"), 32, 4911).is_err());
+    assert!(PromptTokenizer::load(Path::new("/nowhere"), 32, 4913).is_err());
 }
