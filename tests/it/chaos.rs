@@ -38,9 +38,16 @@ async fn whatever_fails_a_job_has_its_one_result() {
     let rows = futures::stream::iter(trials).map(|name| once(&field, (&input, &quiet), name));
     let rows: Vec<Row> = rows.buffer_unordered(AT_ONCE).collect().await;
     let mut outage = Row::new("a server that is killed for a moment");
-    let moment = (What::Server, Duration::ZERO, &mut Dice::new(3));
-    outages::outage(&field, (&input, &quiet), moment, &mut outage).await;
-    assert_eq!(outage.retries, 0, "a short outage costs no attempt");
+    let mut dice = Dice::new(3);
+    // The job may be over before its moment comes.
+    while outage.faults == 0 {
+        let moment = (What::Server, Duration::ZERO, &mut dice);
+        outages::outage(&field, (&input, &quiet), moment, &mut outage).await;
+    }
+    // On a machine so busy that the server needs that long to start, the outage was none of a moment.
+    if outage.times.iter().all(|time| u128::from(*time) < field::HEARTBEAT.as_millis() / 2) {
+        assert_eq!(outage.retries, 0, "a short outage costs no attempt");
+    }
     for row in rows.iter().chain([&outage]) {
         row.assert_clean();
         assert_eq!(row.faults, 1, "{}: {:?}", row.name, row.said);

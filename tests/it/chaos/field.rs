@@ -393,6 +393,7 @@ pub(crate) fn signal(process: u32, number: libc::c_int) {
 
 /// A pause between two looks.
 pub(crate) async fn tick(time: Duration) {
-    let mut timer = tokio::time::interval_at(tokio::time::Instant::now() + time, time);
+    let period = time.max(Duration::from_millis(1));
+    let mut timer = tokio::time::interval_at(tokio::time::Instant::now() + time, period);
     timer.tick().await;
 }
