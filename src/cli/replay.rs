@@ -35,18 +35,7 @@ pub(crate) async fn replay(
     output: &mut Output,
 ) -> Result<(), Failure> {
     let receipt = read(&args.receipt)?;
-    let mut fields = receipt.request;
-    // The defaults may be others by now.
-    let plan = &receipt.plan;
-    let models = [
-        ("image_model", plan.image.as_ref().map(|image| &image.model)),
-        ("video_model", plan.video.as_ref().map(|video| &video.model)),
-    ];
-    for (field, model) in models {
-        if let Some(model) = model {
-            fields.entry(field).or_insert_with(|| model.clone().into());
-        }
-    }
+    let mut fields = receipt.pinned_request();
     fields.insert("seed".to_owned(), receipt.seed.into());
     // Nobody waits for its image; `--set approve=true` asks for it again.
     fields.remove("approve");

@@ -7,6 +7,7 @@ use super::output::Output;
 use super::session::{self, Session};
 use super::{request, status};
 use crate::config::Config;
+use crate::job::validate;
 
 /// Flags of `approve`, `pause` and `resume`.
 #[derive(clap::Args, Debug)]
@@ -89,8 +90,7 @@ pub(crate) async fn steer(word: Word, config: &Config, output: &mut Output) -> R
 
 /// The id of the image: as it was typed, or that of the file, which goes to the store.
 fn image(typed: &str, config: &Config) -> Result<String, Failure> {
-    let is_id = typed.len() == 64 && typed.bytes().all(|letter| letter.is_ascii_hexdigit());
-    if is_id && !Path::new(typed).exists() {
+    if validate::is_id(typed) && !Path::new(typed).exists() {
         return Ok(typed.to_owned());
     }
     request::import(&session::store(config)?, Path::new(typed))

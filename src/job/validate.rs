@@ -137,7 +137,8 @@ fn with_our_name(sampler: String) -> String {
     ours.map_or(sampler, str::to_owned)
 }
 
-fn is_id(text: &str) -> bool {
+/// Whether `text` has the form of an image's id: 64 hex digits.
+pub fn is_id(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 

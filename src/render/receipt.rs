@@ -244,24 +244,27 @@ impl Receipt {
 
     /// The job as it was asked for, by nobody.
     pub fn job(&self) -> Result<ValidJob, Error> {
-        self.job_with(&[])
+        read_job(self.request.clone())
     }
 
-    /// The job with `changes`.
-    pub(super) fn job_with(&self, changes: &[(&str, Option<&String>)]) -> Result<ValidJob, Error> {
+    /// The job with its models by name, since the defaults may be others by now.
+    pub(super) fn pinned_job(&self) -> Result<ValidJob, Error> {
+        read_job(self.pinned_request())
+    }
+
+    /// The request of [`pinned_job`](Self::pinned_job).
+    pub fn pinned_request(&self) -> Map<String, Value> {
         let mut request = self.request.clone();
-        request.insert("user_id".to_owned(), "receipt".into());
-        for (field, value) in changes {
-            if let Some(value) = value {
-                request.entry(*field).or_insert_with(|| (*value).clone().into());
+        let models = [
+            ("image_model", self.plan.image.as_ref().map(|image| &image.model)),
+            ("video_model", self.plan.video.as_ref().map(|video| &video.model)),
+        ];
+        for (field, model) in models {
+            if let Some(model) = model {
+                request.entry(field).or_insert_with(|| model.clone().into());
             }
         }
-        parse::valid(&serde_json::to_vec(&request)?).map_err(|mut faults| {
-            for fault in &mut faults {
-                fault.field = format!("request.{}", fault.field).trim_end_matches('.').to_owned();
-            }
-            Error::Refused(faults)
-        })
+        request
     }
 
     /// What is wrong with it beside its form.
@@ -349,6 +352,17 @@ impl Receipt {
         }
         all
     }
+}
+
+/// The job that `request` makes, by nobody.
+fn read_job(mut request: Map<String, Value>) -> Result<ValidJob, Error> {
+    request.insert("user_id".to_owned(), "receipt".into());
+    parse::valid(&serde_json::to_vec(&request)?).map_err(|mut faults| {
+        for fault in &mut faults {
+            fault.field = format!("request.{}", fault.field).trim_end_matches('.').to_owned();
+        }
+        Error::Refused(faults)
+    })
 }
 
 /// The plan without where models lie on this machine.

@@ -159,12 +159,7 @@ pub(super) fn verify(
 /// The receipt's plan with models found here; what this machine would decide otherwise is noted.
 fn plan(renderer: &Renderer, receipt: &Receipt, verdict: &mut Verdict) -> Result<Plan, Error> {
     let mut plan = receipt.plan.clone();
-    // The defaults may be others here.
-    let job = receipt.job_with(&[
-        ("image_model", plan.image.as_ref().map(|image| &image.model)),
-        ("video_model", plan.video.as_ref().map(|video| &video.model)),
-    ])?;
-    let here = renderer.plan(&job, receipt.seed)?;
+    let here = renderer.plan(&receipt.pinned_job()?, receipt.seed)?;
     if let (Some(plan), Some(here)) = (&mut plan.image, &here.image) {
         plan.lookup.clone_from(&here.lookup);
     }

@@ -165,7 +165,7 @@ pub(super) fn view<'a, T: candle_core::cuda_backend::CudaDType>(
     Ok(storage.as_cuda_slice::<T>()?.slice(start..end))
 }
 
-fn off_cpu<T>(name: &str) -> Result<T> {
+pub(super) fn off_cpu<T>(name: &str) -> Result<T> {
     Err(candle_core::Error::Msg(format!("{name} runs on a GPU")))
 }
 

@@ -13,6 +13,7 @@ use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaStorage, DeviceId};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor, WithDType};
 use half::{bf16, f16};
 
+use super::cuda::off_cpu;
 use crate::engine::nn::conv::Conv2dSpec;
 
 type Result<T> = candle_core::Result<T>;
@@ -161,7 +162,7 @@ impl CustomOp2 for Convolution {
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        Err(candle_core::Error::Msg("this convolution runs on a GPU".into()))
+        off_cpu(self.name())
     }
 
     fn cuda_fwd(
