@@ -287,24 +287,14 @@ fn the_doctor_looks_at_everything_and_says_what_mends_it() {
     assert_eq!(finish(command).code, Some(4));
 }
 
+/// Flags of a film that is made in a moment.
+pub(crate) const SMALL_FILM: &[&str] =
+    &["--size", "96x64", "--duration", "0.5", "--fps", "6", "--steps", "2", "--seed", "7"];
+
 #[test]
 fn render_makes_the_same_files_twice_and_overwrites_none() {
     let machine = Machine::new();
-    let flags = [
-        "--size",
-        "96x64",
-        "--duration",
-        "0.5",
-        "--fps",
-        "6",
-        "--steps",
-        "2",
-        "--seed",
-        "7",
-        "--out",
-        "made",
-    ];
-    let arguments = [&["render", "A Red, red apple!"], &flags[..]].concat();
+    let arguments = [&["render", "A Red, red apple!"], SMALL_FILM, &["--out", "made"]].concat();
     let first = machine.ok(&arguments);
     let second = machine.ok(&arguments);
     let paths = |stdout: &str| {

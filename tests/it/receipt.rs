@@ -7,21 +7,8 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::cli::{Machine, finish};
+use crate::cli::{Machine, SMALL_FILM, finish};
 
-const FILM: &[&str] = &[
-    "a red apple",
-    "--size",
-    "96x64",
-    "--duration",
-    "0.5",
-    "--fps",
-    "6",
-    "--steps",
-    "2",
-    "--seed",
-    "7",
-];
 const IMAGE: &[&str] = &["a red apple", "--job", "image", "--size", "64x64", "--steps", "2"];
 
 /// The files that a command said it made.
@@ -39,9 +26,12 @@ fn the_number_of_threads_changes_no_byte() {
         let machine = Machine::new();
         let mut wanted: Option<(Vec<Vec<u8>>, Value)> = None;
         for (threads, flag) in [("1", "auto"), ("2", "auto"), ("3", "auto"), ("2", "5")] {
-            let arguments =
-                [&["render"], FILM, &["--dtype", dtype, "--threads", flag, "--device", "cpu"]]
-                    .concat();
+            let arguments = [
+                &["render", "a red apple"],
+                SMALL_FILM,
+                &["--dtype", dtype, "--threads", flag, "--device", "cpu"],
+            ]
+            .concat();
             let mut command = machine.command(&arguments);
             command.env("RAYON_NUM_THREADS", threads);
             let answer = finish(command);
@@ -71,7 +61,7 @@ fn the_number_of_threads_changes_no_byte() {
 #[test]
 fn verify_says_equal_or_where_and_why_not() {
     let machine = Machine::new();
-    let stdout = machine.ok(&[&["render"], FILM].concat());
+    let stdout = machine.ok(&[&["render", "a red apple"], SMALL_FILM].concat());
     let path = made(&machine, &stdout).remove(2);
     let name = path.to_str().unwrap();
     let told = machine.ok(&["verify", name, "--threads", "1"]);

@@ -379,21 +379,6 @@ fn a_given_image_is_cut_to_the_asked_aspect_and_animated() {
 }
 
 #[test]
-fn a_given_image_that_does_not_decode_names_its_class() {
-    let bench = bench();
-    for (bytes, wanted) in [
-        (&b"GIF89a and nothing else"[..], ErrorClass::UnsupportedFormat),
-        (&b"\x89PNG\r\n\x1a\n broken"[..], ErrorClass::CorruptImage),
-    ] {
-        let id = bench.store().import_blob(bytes).unwrap().sha256;
-        let order = bench.order(json!({"image": id}));
-        let error = bench.renderer.gen_image(&order, &mut go_on).unwrap_err();
-        assert_eq!(class(&error), wanted, "{error}");
-        assert!(error.to_string().contains(&id), "{error}");
-    }
-}
-
-#[test]
 fn the_same_order_ends_in_the_same_bytes_on_any_number_of_threads() {
     let fields = json!({"job_type": "VIDEO", "width": 160, "height": 128, "duration": 0.5});
     let hashes = |threads: usize| {

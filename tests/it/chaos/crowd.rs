@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use genvideo::client::Outcome;
+use genvideo::job::result::JobResult;
 use serde_json::Value;
 
 use super::deaths::{Dice, Thaw, Trap, kill_any_time, somewhere, zombie};
@@ -36,21 +38,32 @@ pub(crate) async fn queue(field: &Field, count: u32, row: &mut Row) {
     let mut results = Vec::new();
     let mut outcomes = std::pin::pin!(outcomes.buffer_unordered(8));
     while let Some((id, outcome)) = outcomes.next().await {
-        match outcome {
-            Ok(result) => {
-                row.different += u32::from(files_of(&result) != quiet.files);
-                results.push((id, result));
-            }
-            Err(outcome) => {
-                row.lost += 1;
-                row.say(format!("{id}: {outcome:?}"));
-            }
-        }
+        results.extend(count_in(row, &quiet, id, outcome));
     }
     trial.workers[0].stop().await;
     let manifests = trial.trace().iter().filter(|visit| visit.point == "manifest_written").count();
     row.doubled += u32::try_from(manifests.saturating_sub(results.len())).unwrap();
     row.leaked += u32::try_from(trial.leaked(&results).len()).unwrap();
+}
+
+/// Counts how the job `id` ended; its result, if it has one.
+fn count_in(
+    row: &mut Row,
+    quiet: &Quiet,
+    id: String,
+    outcome: Result<JobResult, Outcome>,
+) -> Option<(String, JobResult)> {
+    match outcome {
+        Ok(result) => {
+            row.different += u32::from(files_of(&result) != quiet.files);
+            Some((id, result))
+        }
+        Err(outcome) => {
+            row.lost += 1;
+            row.say(format!("{id}: {outcome:?}"));
+            None
+        }
+    }
 }
 
 /// Waits until so many manifests are written.
@@ -93,16 +106,8 @@ pub(crate) async fn soak(
             }
             _ => kill_any_time(field, (input, quiet), dice, row).await,
         }
-        match steady.result(&id).await {
-            Ok(result) => {
-                row.different += u32::from(files_of(&result) != quiet.files);
-                results.push((id, result));
-            }
-            Err(outcome) => {
-                row.lost += 1;
-                row.say(format!("{id}: {outcome:?}"));
-            }
-        }
+        let outcome = steady.result(&id).await;
+        results.extend(count_in(row, quiet, id, outcome));
         let process = steady.trace().last().map(|visit| visit.process);
         memory.extend(process.and_then(resident));
     }

@@ -165,16 +165,9 @@ fn renderer(bench: &Bench, models: &Path) -> Renderer {
         hf_home: models.join("none"),
     };
     Renderer::new(Settings {
-        store: bench.store().clone(),
         library: Library::open(places),
-        device: "cpu".to_owned(),
-        dtype: "f32".to_owned(),
-        memory: "auto".to_owned(),
-        checkpoint_every: std::time::Duration::ZERO,
-        disk_quota: None,
-        threads: None,
         image_model: Some("mine".to_owned()),
-        video_model: None,
+        ..settings(bench.store().clone())
     })
 }
 
@@ -244,4 +237,19 @@ fn an_autoencoder_can_come_from_a_file_of_its_own() {
     let error = renderer.plan(&job(json!({"vae": "nowhere"})), 1).unwrap_err();
     let Error::Refused(faults) = &error else { panic!("{error}") };
     assert_eq!(faults[0].field, "vae");
+}
+
+#[test]
+fn a_given_image_that_does_not_decode_names_its_class() {
+    let bench = bench();
+    for (bytes, wanted) in [
+        (&b"GIF89a and nothing else"[..], ErrorClass::UnsupportedFormat),
+        (&b"\x89PNG\r\n\x1a\n broken"[..], ErrorClass::CorruptImage),
+    ] {
+        let id = bench.store().import_blob(bytes).unwrap().sha256;
+        let order = bench.order(json!({"image": id}));
+        let error = bench.renderer.gen_image(&order, &mut go_on).unwrap_err();
+        assert_eq!(class(&error), wanted, "{error}");
+        assert!(error.to_string().contains(&id), "{error}");
+    }
 }

@@ -8,23 +8,8 @@ use super::*;
 fn a_job_over_the_quota_is_refused_before_the_work() {
     let folder = tempfile::tempdir().unwrap();
     let renderer = |quota| {
-        let places = Places {
-            models_dirs: Vec::new(),
-            cache_dir: Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"),
-            hf_home: folder.path().join("no-hub-cache"),
-        };
-        Renderer::new(Settings {
-            store: Store::open(&folder.path().join("store")).unwrap(),
-            library: Library::open(places),
-            device: "cpu".to_owned(),
-            dtype: "f32".to_owned(),
-            memory: "auto".to_owned(),
-            checkpoint_every: std::time::Duration::ZERO,
-            disk_quota: Some(quota),
-            threads: None,
-            image_model: None,
-            video_model: None,
-        })
+        let store = Store::open(&folder.path().join("store")).unwrap();
+        Renderer::new(Settings { disk_quota: Some(quota), ..settings(store) })
     };
     let input = json!({
         "prompt": "a red ball", "job_type": "IMAGE", "width": 64, "height": 64, "user_id": USER, "steps": 1,
