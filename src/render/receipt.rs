@@ -252,7 +252,7 @@ impl Receipt {
         read_job(self.pinned_request())
     }
 
-    /// The request of [`pinned_job`](Self::pinned_job).
+    /// The request with the names of the models that made this result.
     pub fn pinned_request(&self) -> Map<String, Value> {
         let mut request = self.request.clone();
         let models = [
