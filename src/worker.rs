@@ -31,6 +31,10 @@ use workflow::GenVideoWorkflow;
 
 /// Longest time between two heartbeats on the wire: what a cancel takes to reach a stage, and what a crash loses.
 const HEARTBEAT_THROTTLE: Duration = Duration::from_secs(1);
+/// How long the next step of a workflow waits for the worker that has it in memory before any other may take it.
+/// The server's own 10 s would be added to every death of a worker; a worker that was only busy loses its memory of
+/// a short history.
+const STICKY_WAIT: Duration = Duration::from_secs(1);
 /// How many workflows may be worked on at once; each is a few kilobytes.
 const WORKFLOW_SLOTS: usize = 100;
 /// How many light activities may run at once.
@@ -184,6 +188,7 @@ fn workers(
         WorkerOptions::new(queue)
             .tuner(tuner(slots))
             .max_heartbeat_throttle_interval(HEARTBEAT_THROTTLE)
+            .sticky_queue_schedule_to_start_timeout(STICKY_WAIT)
             .graceful_shutdown_period(Duration::ZERO)
             .maybe_client_identity_override(settings.identity.clone())
     };
