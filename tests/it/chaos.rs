@@ -24,7 +24,7 @@ use field::{Field, Quiet, small};
 use outages::What;
 use tally::Row;
 
-/// Trials beside each other in the short form; each waits more than it works.
+/// Trials beside each other; each waits more than it works.
 const AT_ONCE: usize = 4;
 
 /// The short form: one death at each point, and one of everything else.
@@ -63,8 +63,7 @@ async fn once(field: &Field, job: (&Value, &Quiet), name: &str) -> Row {
             deaths::zombie(field, job, (trap, Thaw::AfterTheResult), &mut row).await;
         }
         "stop" => {
-            let mut next = Row::new("the attempt after a stop");
-            stops::terminate_at(field, job, stalled, (&mut row, &mut next)).await;
+            stops::terminate_at(field, job, stalled, &mut row).await;
         }
         "cancel" => stops::cancel_at(field, job, stalled, &mut row).await,
         "full" => stops::full_at(field, job, "trailer", &mut row).await,
@@ -91,6 +90,7 @@ async fn as_long_as_asked() {
         tally::write(&rows);
     }
     rows.iter().for_each(Row::assert_clean);
+    rows.iter().for_each(Row::assert_in_bounds);
 }
 
 async fn run(series: &str, count: u32) -> Vec<Row> {
@@ -104,7 +104,7 @@ async fn run(series: &str, count: u32) -> Vec<Row> {
         "kills" => kills(&field, job, count, &mut dice).await,
         "random" => vec![random(&field, job, count, &mut dice).await],
         "zombies" => vec![zombies(&field, job, count, &mut dice).await],
-        "servers" => outages(&field, job, count, &mut dice).await,
+        "servers" => outages(&input, count).await,
         "terms" => terms(&field, job, count, &mut dice).await,
         "cancels" => cancels(&field, job, count, &mut dice).await,
         "full" => vec![full(&field, job, count).await],
@@ -134,92 +134,109 @@ async fn run(series: &str, count: u32) -> Vec<Row> {
     }
 }
 
+/// Does `trial` with each of `items`, some beside each other, and adds up what they came to.
+async fn each<T>(name: &str, items: Vec<T>, trial: impl AsyncFn(T, &mut Row)) -> Row {
+    let trial = &trial;
+    let rows = futures::stream::iter(items).map(|item| async move {
+        let mut row = Row::new(name);
+        trial(item, &mut row).await;
+        row
+    });
+    rows.buffer_unordered(AT_ONCE).fold(Row::new(name), |sum, row| async { sum.and(row) }).await
+}
+
+/// `count` traps at each point of a job, each at another visit of it.
+fn traps(quiet: &Quiet, action: &'static str, count: u32, dice: &mut Dice) -> Vec<Trap<'static>> {
+    let mut traps = Vec::new();
+    for point in genvideo::failpoint::POINTS {
+        let skip = |_| deaths::somewhere(quiet, point, dice);
+        traps.extend((0..count).map(skip).map(|skip| Trap { point, action, skip }));
+    }
+    traps
+}
+
 async fn kills(field: &Field, job: (&Value, &Quiet), count: u32, dice: &mut Dice) -> Vec<Row> {
     let mut rows = Vec::new();
-    for point in genvideo::failpoint::POINTS {
-        let mut row = Row::new(&format!("kill at `{point}`"));
-        for _ in 0..count {
-            let skip = deaths::somewhere(job.1, point, dice);
-            deaths::kill_at(field, job, Trap { point, action: "kill", skip }, &mut row).await;
-        }
-        rows.push(row);
+    let traps = traps(job.1, "kill", count, dice);
+    for traps in traps.chunk_by(|one, next| one.point == next.point) {
+        let name = format!("kill at `{}`", traps[0].point);
+        let kill = async |trap, row: &mut Row| deaths::kill_at(field, job, trap, row).await;
+        rows.push(each(&name, traps.to_vec(), kill).await.within(field::NEXT_WITHIN));
     }
     rows
 }
 
 async fn random(field: &Field, job: (&Value, &Quiet), count: u32, dice: &mut Dice) -> Row {
-    let mut row = Row::new("kill at a random moment");
+    let name = "kill at a random moment";
+    let mut row = Row::new(name);
+    // Some jobs are over before their moment comes.
     while row.faults < count {
-        deaths::kill_any_time(field, job, dice, &mut row).await;
+        let seeds = (row.faults..count).map(|_| Dice::new(dice.below(u64::MAX))).collect();
+        let kill = async |mut dice: Dice, row: &mut Row| {
+            deaths::kill_any_time(field, job, &mut dice, row).await;
+        };
+        row = row.and(each(name, seeds, kill).await);
     }
-    row
+    row.within(field::NEXT_WITHIN)
 }
 
 async fn zombies(field: &Field, job: (&Value, &Quiet), count: u32, dice: &mut Dice) -> Row {
-    let mut row = Row::new("freeze, then wake up");
     let thaws = [Thaw::AfterTheResult, Thaw::WhileAnotherWorks, Thaw::AfterItsTime];
-    for point in genvideo::failpoint::POINTS {
-        for thaw in thaws.into_iter().cycle().take(count.try_into().unwrap()) {
-            let skip = deaths::somewhere(job.1, point, dice);
-            let trap = Trap { point, action: "freeze", skip };
-            deaths::zombie(field, job, (trap, thaw), &mut row).await;
-        }
-    }
-    row
+    let traps = traps(job.1, "freeze", count, dice).into_iter().zip(thaws.into_iter().cycle());
+    let freeze = async |moment, row: &mut Row| deaths::zombie(field, job, moment, row).await;
+    each("freeze, then wake up", traps.collect(), freeze).await.within(field::NEXT_WITHIN)
 }
 
-/// Half of the outages are shorter than the heartbeat timeout, half longer.
-async fn outages(field: &Field, job: (&Value, &Quiet), count: u32, dice: &mut Dice) -> Vec<Row> {
+/// Half of the outages are shorter than the heartbeat timeout, half longer; each kind on a server of its own.
+async fn outages(input: &Value, count: u32) -> Vec<Row> {
+    let short = Duration::from_millis(500);
     let long = field::HEARTBEAT + Duration::from_secs(3);
-    let mut rows = Vec::new();
-    for (name, what, time) in [
-        ("server killed for a moment", What::Server, Duration::from_millis(500)),
+    let kinds = [
+        ("server killed for a moment", What::Server, short),
         ("server killed for longer than the heartbeat timeout", What::Server, long),
-        ("way to the server cut for a moment", What::Way, Duration::from_millis(500)),
+        ("way to the server cut for a moment", What::Way, short),
         ("way to the server cut for longer than the heartbeat timeout", What::Way, long),
-    ] {
-        let mut row = Row::new(name);
-        for _ in 0..count.div_ceil(2) {
-            outages::outage(field, job, (what, time, dice), &mut row).await;
+    ];
+    let rows = kinds.map(async |(name, what, time)| {
+        let field = Field::open().await;
+        let quiet = field.quiet(input).await;
+        let (mut row, mut dice) = (Row::new(name), Dice::new(7));
+        while row.faults < count.div_ceil(2) {
+            outages::outage(&field, (input, &quiet), (what, time, &mut dice), &mut row).await;
         }
-        rows.push(row);
-    }
-    rows
+        if time < field::HEARTBEAT && row.retries > 0 {
+            row.out_of_bounds += row.retries;
+            row.say("a short outage costs no attempt".to_owned());
+        }
+        row
+    });
+    futures::future::join_all(rows).await
 }
 
 async fn terms(field: &Field, job: (&Value, &Quiet), count: u32, dice: &mut Dice) -> Vec<Row> {
-    let mut stops = Row::new("SIGTERM at each point: the end");
-    let mut nexts = Row::new("SIGTERM at each point: the next attempt after it");
-    for point in genvideo::failpoint::POINTS {
-        for _ in 0..count {
-            let skip = deaths::somewhere(job.1, point, dice);
-            let trap = Trap { point, action: "stall:300", skip };
-            stops::terminate_at(field, job, trap, (&mut stops, &mut nexts)).await;
+    let nexts = std::cell::RefCell::new(Row::new("SIGTERM at each point: the next attempt"));
+    let stop = async |trap, row: &mut Row| {
+        if let Some(time) = stops::terminate_at(field, job, trap, row).await {
+            nexts.borrow_mut().faults += 1;
+            nexts.borrow_mut().times.push(time);
         }
-    }
-    vec![stops, nexts]
+    };
+    let traps = traps(job.1, "stall:300", count, dice);
+    let ends = each("SIGTERM at each point: the end", traps, stop).await;
+    vec![ends.within(stops::END_WITHIN), nexts.into_inner().within(stops::NEXT_WITHIN)]
 }
 
 async fn cancels(field: &Field, job: (&Value, &Quiet), count: u32, dice: &mut Dice) -> Vec<Row> {
-    let mut running = Row::new("cancel at each point");
-    for point in genvideo::failpoint::POINTS {
-        for _ in 0..count {
-            let skip = deaths::somewhere(job.1, point, dice);
-            let trap = Trap { point, action: "stall:100", skip };
-            stops::cancel_at(field, job, trap, &mut running).await;
-        }
-    }
+    let cancel = async |trap, row: &mut Row| stops::cancel_at(field, job, trap, row).await;
+    let running = each("cancel at each point", traps(job.1, "stall:100", count, dice), cancel);
+    let running = running.await.within(stops::CANCEL_WITHIN);
     let mut queued = Row::new("cancel while waiting for the device");
     stops::cancel_queued(field, count * 10, &mut queued).await;
-    vec![running, queued]
+    vec![running, queued.within(stops::CANCEL_QUEUED_WITHIN)]
 }
 
 async fn full(field: &Field, job: (&Value, &Quiet), count: u32) -> Row {
-    let mut row = Row::new("disk full");
-    for point in ["checkpoint_begun", "frame_encoded", "trailer", "blob_staged", "manifest_begun"] {
-        for _ in 0..count {
-            stops::full_at(field, job, point, &mut row).await;
-        }
-    }
-    row
+    let points = ["checkpoint_begun", "frame_encoded", "trailer", "blob_staged", "manifest_begun"];
+    let fill = async |point, row: &mut Row| stops::full_at(field, job, point, row).await;
+    each("disk full", points.repeat(count.try_into().unwrap()), fill).await
 }

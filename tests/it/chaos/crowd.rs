@@ -115,6 +115,7 @@ pub(crate) async fn soak(
     steady.workers[0].stop().await;
     row.leaked += u32::try_from(steady.leaked(&results).len()).unwrap();
     let (third, last) = (memory[2], memory[memory.len() - 1]);
+    row.out_of_bounds += u32::from(last * 100 > third * 105);
     row.said.push(format!(
         "{} jobs of a worker that nobody touched ({} process): {} MiB after three, {} MiB at the end",
         memory.len(),

@@ -33,6 +33,7 @@ pub(crate) fn now() -> u64 {
 }
 
 /// A job with one trap in its way.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Trap<'a> {
     pub(crate) point: &'a str,
     pub(crate) action: &'a str,
@@ -84,8 +85,15 @@ fn note_times(trace: &[Visit], process: u32, death: u64, row: &mut Row) {
     }
     let before: Vec<&Visit> =
         trace.iter().filter(|v| v.process == process && v.at <= death).collect();
-    let in_engine =
-        ["text_encoded", "step_done", "chunk_decoded", "checkpoint_begun", "checkpoint_put"];
+    let in_engine = [
+        "model_loaded",
+        "text_encoded",
+        "step_done",
+        "chunk_decoded",
+        "checkpoint_begun",
+        "checkpoint_put",
+        "checkpoint_marked",
+    ];
     if before.last().is_some_and(|visit| in_engine.contains(&visit.point.as_str())) {
         let kept = before
             .iter()

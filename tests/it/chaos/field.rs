@@ -20,6 +20,8 @@ use crate::support::{job, server, within};
 
 /// Silence after which the server gives an activity to somebody else, in every trial: the default.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Longest from a death to the next attempt.
+pub(crate) const NEXT_WITHIN: Duration = Duration::from_secs(12);
 /// Most work that a death may cost, in every trial.
 pub(crate) const CHECKPOINT: Duration = Duration::from_millis(100);
 

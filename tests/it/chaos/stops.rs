@@ -11,44 +11,39 @@ use super::field::{Field, Quiet, files_of, small, tick};
 use super::tally::Row;
 
 /// Longest an orderly end may take.
-const END_WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const END_WITHIN: Duration = Duration::from_secs(30);
 /// Longest until the next attempt begins once the worker has ended; a start of the program is in it.
-const NEXT_WITHIN: u64 = 3000;
+pub(crate) const NEXT_WITHIN: Duration = Duration::from_secs(3);
+/// Longest that a running job lives on after a cancel, a stalled step and the clean-up in it.
+pub(crate) const CANCEL_WITHIN: Duration = Duration::from_millis(1500 + 100 + 2000);
+/// Longest that a job that waits lives on after a cancel.
+pub(crate) const CANCEL_QUEUED_WITHIN: Duration = Duration::from_secs(1);
 
-/// Sends SIGTERM to the worker while it is at `trap`; another one goes on. Times of `stops` are those of the end, of
-/// `nexts` those from the end to the next attempt.
+/// Sends SIGTERM to the worker while it is at `trap`; another one goes on. The row's times are those of the end; gives
+/// the milliseconds from there to the next attempt.
 pub(crate) async fn terminate_at(
     field: &Field,
     (input, quiet): (&Value, &Quiet),
     trap: Trap<'_>,
-    (stops, nexts): (&mut Row, &mut Row),
-) {
+    row: &mut Row,
+) -> Option<u64> {
     let mut trial = field.trial(&format!("term-{}", trap.point));
     let faults = trap.text(&trial);
     trial.work(&faults);
     let id = trial.submit(input).await;
     let Some(process) = trial.marked(&id).await else {
-        stops.say(format!("{} was not come to {} times", trap.point, trap.skip + 1));
-        return;
+        row.say(format!("{} was not come to {} times", trap.point, trap.skip + 1));
+        return None;
     };
-    stops.faults += 1;
+    row.faults += 1;
     let took = trial.workers[0].stop().await;
     let ended = now();
-    stops.times.push(u64::try_from(took.as_millis()).unwrap());
-    if took > END_WITHIN {
-        stops.say(format!("{}: the end took {took:?}; {}", trap.point, trial.logs()));
-        stops.lost += 1;
-    }
+    row.times.push(u64::try_from(took.as_millis()).unwrap());
     trial.work("");
-    judge(&mut trial, &id, quiet, stops).await;
+    judge(&mut trial, &id, quiet, row).await;
     let trace = trial.trace();
-    if let Some(next) = trace.iter().find(|visit| visit.process != process && visit.at >= ended) {
-        nexts.faults += 1;
-        nexts.times.push(next.at - ended);
-        if next.at - ended > NEXT_WITHIN {
-            nexts.say(format!("{}: {} ms until `{}`", trap.point, next.at - ended, next.point));
-        }
-    }
+    let next = trace.iter().find(|visit| visit.process != process && visit.at >= ended)?;
+    Some(next.at - ended)
 }
 
 /// Cancels the job while it is at `trap`; no file stays.

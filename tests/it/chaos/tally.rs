@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 /// Where the table stands in `benches/RESULTS.md`, between two marks.
 const BEGIN: &str = "<!-- chaos: written by scripts/chaos -->";
@@ -26,6 +27,8 @@ pub(crate) struct Row {
     pub(crate) swept: u32,
     /// Attempts more than the undisturbed run takes.
     pub(crate) retries: u32,
+    /// How often a time, or what else has a limit, was over it.
+    pub(crate) out_of_bounds: u32,
     /// From the fault to the next visit of any point, milliseconds; for an end, how long it took.
     pub(crate) times: Vec<u64>,
     /// Work done since the last checkpoint when the fault came, milliseconds.
@@ -37,6 +40,32 @@ pub(crate) struct Row {
 impl Row {
     pub(crate) fn new(name: &str) -> Self {
         Self { name: name.to_owned(), ..Self::default() }
+    }
+
+    /// Both together.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.faults += other.faults;
+        self.lost += other.lost;
+        self.doubled += other.doubled;
+        self.different += other.different;
+        self.leaked += other.leaked;
+        self.swept += other.swept;
+        self.retries += other.retries;
+        self.out_of_bounds += other.out_of_bounds;
+        self.times.extend(other.times);
+        self.work.extend(other.work);
+        self.said.extend(other.said);
+        self
+    }
+
+    /// Counts the times that were longer than `limit`.
+    pub(crate) fn within(mut self, limit: Duration) -> Self {
+        let late = self.times.iter().filter(|time| u128::from(**time) > limit.as_millis()).count();
+        if late > 0 {
+            self.out_of_bounds += u32::try_from(late).unwrap();
+            self.say(format!("{late} times over {limit:?}"));
+        }
+        self
     }
 
     /// Notes what went wrong, and says it at once.
@@ -58,13 +87,19 @@ impl Row {
         );
     }
 
+    /// Fails when something took longer than it may.
+    #[track_caller]
+    pub(crate) fn assert_in_bounds(&self) {
+        assert_eq!(self.out_of_bounds, 0, "{}: {}", self.name, self.said.join("\n"));
+    }
+
     fn line(&self) -> String {
         let seconds = |times: &[u64], share: f64| match at(times, share) {
             Some(time) => format!("{:.2}", time as f64 / 1e3),
             None => "–".to_owned(),
         };
         format!(
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             self.name,
             self.faults,
             self.lost,
@@ -73,6 +108,7 @@ impl Row {
             self.leaked,
             self.swept,
             self.retries,
+            self.out_of_bounds,
             seconds(&self.times, 0.5),
             seconds(&self.times, 0.99),
             seconds(&self.times, 1.0),
@@ -97,8 +133,8 @@ pub(crate) fn at(values: &[u64], share: f64) -> Option<u64> {
 /// The table of all rows.
 pub(crate) fn table(rows: &[Row]) -> String {
     let mut text = String::from(
-        "| fault | faults | lost | doubled | other bytes | leaked | left to the sweep | more attempts | p50 s | p99 s | max s | work lost, max s |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|---|\n",
+        "| fault | faults | lost | doubled | other bytes | leaked | left to the sweep | more attempts | out of bounds | p50 s | p99 s | max s | work lost, max s |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for row in rows {
         writeln!(text, "{}", row.line()).unwrap();
