@@ -10,6 +10,7 @@ mod crowd;
 mod deaths;
 mod field;
 mod outages;
+mod overhead;
 mod proxy;
 mod stops;
 mod tally;
@@ -123,6 +124,17 @@ async fn run(series: &str, count: u32) -> Vec<Row> {
             let mut row = Row::new(&format!("{count} jobs at once, worker and server killed"));
             crowd::queue(&field, count, &mut row).await;
             vec![row]
+        }
+        "overhead" => {
+            let mut rows = Vec::new();
+            for kind in ["image", "video"] {
+                let mut row = Row::new(&format!(
+                    "{count} jobs without faults ({kind}): time beside the stages' own"
+                ));
+                overhead::overhead(&field, &small(kind), count, &mut row).await;
+                rows.push(row.within(overhead::OVERHEAD_WITHIN));
+            }
+            rows
         }
         "minutes" => {
             let mut row = Row::new(&format!("{count} minutes of faults"));
