@@ -2,7 +2,8 @@
 //!
 //! Over `object_store` (a local folder today), with the same commit protocol everywhere: write aside, sync, then
 //! create if absent. Layout under the root: `blobs/<sha256>`, `jobs/<job key>/manifest.json`,
-//! `work/<job key>/<sha256>`, `work/<job key>/stages/<stage>`, `claims/<job key or imported>/<sha256>`, `tmp/`, `lock`. A claim says that a job put or
+//! `work/<job key>/<sha256>`, `work/<job key>/stages/<stage>`, `work/<job key>/<stage>/<sha256>` for checkpoints,
+//! `claims/<job key or imported>/<sha256>`, `tmp/`, `lock`. A claim says that a job put or
 //! published a blob; a blob without claims is rubbish. Writers hold `lock` shared, removal (`clean.rs`) holds it alone.
 //!
 //! The API is synchronous and meant for blocking threads. Start from [`Store`].

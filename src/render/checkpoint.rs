@@ -53,7 +53,7 @@ impl<'a> Attempt<'a> {
         let mut note = None;
         for sha256 in marked.iter().chain(&order.resume) {
             let read = || -> Result<Checkpoint, Error> {
-                let bytes = settings.store.get_work(&order.job_key, sha256)?;
+                let bytes = settings.store.get_checkpoint(&order.job_key, &stage, sha256)?;
                 Ok(Checkpoint::from_bytes(&bytes, &run, compute.device())?)
             };
             match read() {
@@ -189,7 +189,7 @@ impl Keeper<'_> {
     fn save(&mut self, at: &Checkpoint) -> Result<(), Error> {
         let (store, job) = (&self.settings.store, &self.order.job_key);
         point("checkpoint_begun")?;
-        let kept = store.put_work(job, &at.to_bytes(&self.run)?)?;
+        let kept = store.put_checkpoint(job, &self.stage, &at.to_bytes(&self.run)?)?;
         point("checkpoint_put")?;
         store.mark_stage(job, &self.stage, &kept.sha256)?;
         point("checkpoint_marked")?;
@@ -201,8 +201,8 @@ impl Keeper<'_> {
         while let Some((superseded, sha256)) = self.older.front()
             && superseded.elapsed() > SUPERSEDED
         {
-            // The clean-up of the job takes what stays.
-            if let Err(error) = store.drop_work(job, sha256) {
+            // The end of the stage takes what stays.
+            if let Err(error) = store.drop_checkpoint(job, &self.stage, sha256) {
                 tracing::warn!(%error, "an old checkpoint stays");
             }
             self.older.pop_front();

@@ -55,6 +55,7 @@ pub(super) fn once<T: Stage>(
     if let Some(bytes) = store.settled_stage(&order.job_key, stage)? {
         if let Some(made) = standing(store, order, &asked, &bytes)? {
             tracing::info!(stage, "an earlier attempt finished this stage");
+            forget_checkpoints(store, order, stage);
             return Ok(made);
         }
         store.unsettle_stage(&order.job_key, stage)?;
@@ -64,7 +65,16 @@ pub(super) fn once<T: Stage>(
     point("stage_made")?;
     let bytes = store.settle_stage(&order.job_key, stage, &serde_json::to_vec(&record)?)?;
     point("stage_settled")?;
+    forget_checkpoints(store, order, stage);
     Ok(standing(store, order, &asked, &bytes)?.unwrap_or(record.made))
+}
+
+/// Nobody goes on from a checkpoint of a stage that is done; an attempt that does not know of it yet makes what it has
+/// begun, and removes its own here. The clean-up of the job takes what stays.
+fn forget_checkpoints(store: &Store, order: &Order, stage: &str) {
+    if let Err(error) = store.drop_checkpoints(&order.job_key, stage) {
+        tracing::warn!(%error, stage, "checkpoints of a finished stage stay");
+    }
 }
 
 /// The result in `bytes` when it is of this order and all of it is there.

@@ -3,14 +3,15 @@
 //! All of it goes when the job is cleaned up.
 
 use bytes::Bytes;
+use futures::TryStreamExt;
 use futures::executor::block_on;
-use object_store::ObjectStoreExt;
 use object_store::path::Path as ObjectPath;
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
 use super::{BlobRef, Content, Error, JobKey, Store, backend, key, of_bytes};
 
 impl Store {
-    /// Keeps `content` until the job is cleaned up: checkpoints, frames on their way to the encoder.
+    /// Keeps `content` until the job is cleaned up: pictures and frames on their way to the next stage.
     pub fn put_work(&self, job: &JobKey, content: &[u8]) -> Result<BlobRef, Error> {
         let blob = of_bytes(content);
         let _held = self.lock_shared()?;
@@ -33,12 +34,6 @@ impl Store {
         }
     }
 
-    /// Removes what [`put_work`](Self::put_work) kept, if it is there.
-    pub fn drop_work(&self, job: &JobKey, sha256: &str) -> Result<(), Error> {
-        let _held = self.lock_alone()?;
-        self.remove(&work_key(job, sha256)?)
-    }
-
     /// The result of `stage` that stands: `content`, unless another attempt was first.
     pub fn settle_stage(&self, job: &JobKey, stage: &str, content: &[u8]) -> Result<Bytes, Error> {
         let _held = self.lock_shared()?;
@@ -58,6 +53,42 @@ impl Store {
     pub fn unsettle_stage(&self, job: &JobKey, stage: &str) -> Result<(), Error> {
         let _held = self.lock_alone()?;
         self.remove(&stage_key(job, stage))
+    }
+
+    /// Keeps `content`, a checkpoint of `stage`, until the stage is done.
+    pub fn put_checkpoint(
+        &self,
+        job: &JobKey,
+        stage: &str,
+        content: &[u8],
+    ) -> Result<BlobRef, Error> {
+        let blob = of_bytes(content);
+        let _held = self.lock_shared()?;
+        let key = checkpoint_key(job, stage, &blob.sha256)?;
+        self.put_content(&key, &blob, &Content::Memory(content))?;
+        Ok(blob)
+    }
+
+    /// What [`put_checkpoint`](Self::put_checkpoint) kept, checked against its name.
+    pub fn get_checkpoint(&self, job: &JobKey, stage: &str, sha256: &str) -> Result<Bytes, Error> {
+        self.get_checked(&checkpoint_key(job, stage, sha256)?, sha256)
+    }
+
+    /// Removes one checkpoint of `stage`, if it is there.
+    pub fn drop_checkpoint(&self, job: &JobKey, stage: &str, sha256: &str) -> Result<(), Error> {
+        let _held = self.lock_alone()?;
+        self.remove(&checkpoint_key(job, stage, sha256)?)
+    }
+
+    /// Removes all checkpoints of `stage`, and the note of the newest before them.
+    pub fn drop_checkpoints(&self, job: &JobKey, stage: &str) -> Result<(), Error> {
+        let _held = self.lock_alone()?;
+        self.remove(&mark_key(job, stage))?;
+        let folder = format!("work/{job}/{stage}");
+        let listed = self.inner.objects.list(Some(&ObjectPath::from(folder.as_str())));
+        let listed: Vec<ObjectMeta> =
+            block_on(listed.try_collect()).map_err(|source| self.reading(&folder, &source))?;
+        listed.iter().try_for_each(|checkpoint| self.remove(checkpoint.location.as_ref()))
     }
 
     /// Notes that `sha256` is the newest checkpoint of `stage`.
@@ -82,6 +113,10 @@ impl Store {
 
 fn work_key(job: &JobKey, sha256: &str) -> Result<String, Error> {
     Ok(format!("work/{job}/{}", key::content_hash(sha256)?))
+}
+
+fn checkpoint_key(job: &JobKey, stage: &str, sha256: &str) -> Result<String, Error> {
+    Ok(format!("work/{job}/{stage}/{}", key::content_hash(sha256)?))
 }
 
 fn mark_key(job: &JobKey, stage: &str) -> String {

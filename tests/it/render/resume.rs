@@ -4,6 +4,29 @@ use genvideo::store::BlobRef;
 
 use super::*;
 
+/// A job as small as the models make it, kept under `name`.
+fn small(bench: &Bench, name: &str, fields: &Value) -> Order {
+    let mut order = Order { job_key: JobKey::of_workflow(name), ..bench.order(fields.clone()) };
+    if let Some(image) = &mut order.plan.image {
+        image.size = (64, 64);
+    }
+    if let Some(video) = &mut order.plan.video {
+        video.size = (64, 64);
+        (video.frames_per_run, video.decode_chunk) = (6, 2);
+    }
+    order
+}
+
+/// Checkpoints in the store, and the notes of the newest.
+fn checkpoints(bench: &Bench) -> Vec<PathBuf> {
+    let is_one = |path: &PathBuf| {
+        let folder = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+        folder.is_some_and(|name| name == "image" || name.starts_with("video-"))
+            || path.extension().is_some_and(|end| end == "at")
+    };
+    bench.files_of("work").into_iter().filter(is_one).collect()
+}
+
 /// The hashes of what a stage made.
 fn hashes(blobs: &[&BlobRef]) -> Vec<String> {
     blobs.iter().map(|blob| blob.sha256.clone()).collect()
@@ -35,17 +58,14 @@ fn first_step(seen: &[Report]) -> Option<u64> {
 #[test]
 fn an_image_goes_on_from_any_report_with_the_same_bytes() {
     let fields = json!({"steps": 4, "sampler": "euler_a", "guidance": 5.0});
-    let quiet = bench();
-    let made = quiet.made(&quiet.order(fields.clone()), &mut go_on).unwrap().image;
+    let bench = bench();
+    let quiet = small(&bench, "quiet", &fields);
+    let (made, _, seen) = attempt(usize::MAX, |hook| bench.renderer.gen_image(&quiet, hook));
+    let made = made.unwrap();
     let wanted = hashes(&[&made.image, &made.delivered]);
-    let (_, _, seen) = attempt(usize::MAX, |hook| {
-        let other = bench();
-        other.renderer.gen_image(&other.order(fields.clone()), hook)
-    });
     let first = seen.iter().position(|report| report.stage == "denoise").unwrap();
     for stop_at in [1, first + 1, first + 2, seen.len() / 2, seen.len() - 2, seen.len()] {
-        let bench = bench();
-        let mut order = bench.order(fields.clone());
+        let mut order = small(&bench, &format!("stopped at {stop_at}"), &fields);
         let (made, checkpoint, before) =
             attempt(stop_at, |hook| bench.renderer.gen_image(&order, hook));
         assert!(made.is_none(), "stopped at {stop_at} of {}", seen.len());
@@ -72,18 +92,17 @@ fn an_image_goes_on_from_any_report_with_the_same_bytes() {
 #[test]
 fn frames_go_on_from_any_report_with_the_same_bytes() {
     let fields = json!({"job_type": "VIDEO", "duration": 0.5, "fps": 8});
-    let quiet = bench();
-    let order = quiet.order(fields.clone());
-    let image = quiet.renderer.gen_image(&order, &mut go_on).unwrap().image;
+    let bench = bench();
+    let order = small(&bench, "quiet", &fields);
+    let image = bench.renderer.gen_image(&order, &mut go_on).unwrap().image;
     let (made, _, seen) =
-        attempt(usize::MAX, |hook| quiet.renderer.gen_video(&order, &image, 0, hook));
+        attempt(usize::MAX, |hook| bench.renderer.gen_video(&order, &image, 0, hook));
     let made = made.unwrap();
     let wanted = hashes(&[&made.frames, &made.last_frame]);
     let in_decode = seen.iter().rposition(|report| report.stage == "decode").unwrap();
     let in_denoise = seen.iter().rposition(|report| report.stage == "denoise").unwrap();
     for stop_at in [in_denoise / 2, in_denoise, in_decode, in_decode + 1] {
-        let bench = bench();
-        let mut order = bench.order(fields.clone());
+        let mut order = small(&bench, &format!("stopped at {stop_at}"), &fields);
         let image = bench.renderer.gen_image(&order, &mut go_on).unwrap().image;
         let (made, checkpoint, _) =
             attempt(stop_at, |hook| bench.renderer.gen_video(&order, &image, 0, hook));
@@ -103,16 +122,28 @@ fn frames_go_on_from_any_report_with_the_same_bytes() {
 fn a_checkpoint_of_no_use_means_starting_over_and_saying_so() {
     let fields = json!({"steps": 3, "seed": 11});
     let bench = bench();
-    let order = bench.order(fields.clone());
+    let order = small(&bench, "test", &fields);
     let wanted = bench.renderer.gen_image(&order, &mut go_on).unwrap();
     bench.renderer.cleanup(&order.job_key).unwrap();
 
-    let other = Order { job_key: JobKey::of_workflow("other"), ..bench.order(json!({"steps": 4})) };
-    let (_, foreign, _) = attempt(usize::MAX, |hook| bench.renderer.gen_image(&other, hook));
-    let foreign = bench.store().get_work(&other.job_key, &foreign.unwrap()).unwrap();
-    let foreign = bench.store().put_work(&order.job_key, &foreign).unwrap().sha256;
-    let noise = bench.store().put_work(&order.job_key, b"no checkpoint").unwrap().sha256;
-    for bad in [foreign, noise.clone(), "0".repeat(64), "no hash".to_owned()] {
+    let other = small(&bench, "other", &json!({"steps": 4}));
+    let mut foreign = Vec::new();
+    let stopped = bench.renderer.gen_image(&other, &mut |report| match report.checkpoint {
+        Some(sha256) => {
+            let kept = bench.store().get_checkpoint(&other.job_key, "image", &sha256).unwrap();
+            foreign = kept.to_vec();
+            ControlFlow::Break(())
+        }
+        None => ControlFlow::Continue(()),
+    });
+    assert!(matches!(stopped, Err(Error::Stopped)));
+    let put = |content: &[u8]| {
+        bench.store().put_checkpoint(&order.job_key, "image", content).unwrap().sha256
+    };
+    let noise = put(b"no checkpoint");
+    for bad in [put(&foreign), noise.clone(), "0".repeat(64), "no hash".to_owned()] {
+        put(b"no checkpoint");
+        put(&foreign);
         bench.store().mark_stage(&order.job_key, "image", &noise).unwrap();
         let again = Order { resume: Some(bad.clone()), ..order.clone() };
         let (made, _, seen) = attempt(usize::MAX, |hook| bench.renderer.gen_image(&again, hook));
@@ -134,7 +165,8 @@ fn a_checkpoint_of_no_use_means_starting_over_and_saying_so() {
 #[test]
 fn a_finished_stage_is_found_and_not_made_again() {
     let bench = bench();
-    let order = bench.order(json!({"job_type": "VIDEO", "duration": 0.5, "fps": 8}));
+    let fields = json!({"job_type": "VIDEO", "duration": 0.5, "fps": 8});
+    let order = small(&bench, "test", &fields);
     let made = bench.made(&order, &mut go_on).unwrap();
     let mut reports = 0;
     let again = bench.made(&order, &mut |_| {
@@ -144,11 +176,38 @@ fn a_finished_stage_is_found_and_not_made_again() {
     assert_eq!((again.unwrap(), reports), (made.clone(), 0));
 
     // Another order under the same name, and a result whose file is gone, are no results.
-    let other = bench.order(json!({"job_type": "VIDEO", "duration": 0.5, "fps": 8, "steps": 3}));
+    let other =
+        small(&bench, "test", &json!({"job_type": "VIDEO", "duration": 0.5, "fps": 8, "steps": 3}));
     let image = bench.renderer.gen_image(&other, &mut go_on).unwrap();
     assert_ne!(image.delivered, made.image.delivered);
-    bench.store().drop_work(&order.job_key, &image.image.sha256).unwrap();
+    let file = bench.root().join(format!("work/{}/{}", order.job_key, image.image.sha256));
+    fs::remove_file(file).unwrap();
     let mended = bench.renderer.gen_image(&other, &mut go_on).unwrap();
     assert_eq!(mended.image, image.image);
     bench.store().get_work(&order.job_key, &image.image.sha256).unwrap();
+}
+
+#[test]
+fn a_finished_stage_keeps_no_checkpoint_not_even_of_who_comes_late() {
+    let bench = bench();
+    let order = small(&bench, "test", &json!({"steps": 4}));
+    let other = Renderer::new(settings(Store::open(&bench.root()).unwrap()));
+    let (mut held, mut theirs) = (None, None);
+    // This attempt was frozen while another one finished; it goes on from its own memory.
+    let mine = bench.renderer.gen_image(&order, &mut |report| {
+        if theirs.is_none() && report.checkpoint.is_some() {
+            assert_eq!(checkpoints(&bench).len(), 2, "a checkpoint and the note of it");
+            held = report.checkpoint.as_deref().map(str::to_owned);
+            theirs = Some(other.gen_image(&order, &mut go_on).unwrap());
+            assert_eq!(checkpoints(&bench), Vec::<PathBuf>::new());
+        }
+        ControlFlow::Continue(())
+    });
+    let mine = mine.unwrap();
+    assert_eq!((Some(&mine), held.is_some()), (theirs.as_ref(), true));
+    assert_eq!(checkpoints(&bench), Vec::<PathBuf>::new());
+    // And one that still names a checkpoint which is gone has nothing to do.
+    let late = Order { resume: held, ..order };
+    let again = other.gen_image(&late, &mut |report| panic!("{report:?}")).unwrap();
+    assert_eq!(again, mine);
 }
