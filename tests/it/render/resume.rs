@@ -32,14 +32,17 @@ fn hashes(blobs: &[&BlobRef]) -> Vec<String> {
     blobs.iter().map(|blob| blob.sha256.clone()).collect()
 }
 
-/// Runs `stage` until its `stop_at`-th report (or its end); gives back its last checkpoint when it was stopped.
+/// Runs `stage` until its `stop_at`-th report (or its end); gives back its last checkpoint when it was stopped. Reports
+/// of loading do not count: a model may be there already.
 fn attempt<T>(
     stop_at: usize,
     stage: impl FnOnce(&mut dyn FnMut(Report) -> ControlFlow<()>) -> Result<T, Error>,
 ) -> (Option<T>, Option<String>, Vec<Report>) {
     let mut seen: Vec<Report> = Vec::new();
     let outcome = stage(&mut |report| {
-        seen.push(report);
+        if report.stage != "load" {
+            seen.push(report);
+        }
         if seen.len() >= stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     let checkpoint = seen.last().and_then(|report| report.checkpoint.as_deref().map(str::to_owned));
