@@ -144,16 +144,22 @@ impl DevServer {
         preferred_port: Option<u16>,
     ) -> Result<Self, Error> {
         let places = Places::create(data_dir)?;
-        let _turn = places.take_turn().await?;
-        let user = places.register_user()?;
-        let (state, started_here) = match places.running()? {
+        // Dropped on the way, with the turn given back before, it lets go of the server as later on.
+        let mut server = Self { places, state: State::default(), started_here: false, user: None };
+        let turn = server.places.take_turn().await?;
+        server.user = Some(server.places.register_user()?);
+        match server.places.running()? {
             Some(state) => {
-                process::wait_until_ready(&places, &state).await?;
-                (state, false)
+                process::wait_until_ready(&server.places, &state).await?;
+                server.state = state;
             }
-            None => (process::start(&places, program, preferred_port).await?, true),
-        };
-        Ok(Self { places, state, started_here, user: Some(user) })
+            None => {
+                server.state = process::start(&server.places, program, preferred_port).await?;
+                server.started_here = true;
+            }
+        }
+        drop(turn);
+        Ok(server)
     }
 
     /// Host and port of the gRPC service, for example `127.0.0.1:7233`.

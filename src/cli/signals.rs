@@ -1,7 +1,8 @@
-//! Ctrl-C, SIGTERM and a closed terminal: the first one asks, the second one ends the process.
+//! Ctrl-C, SIGTERM and a closed terminal: the first one asks, the second one drops the command as it is, with the server
+//! and the worker it may have started, and the third one ends the process.
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::failure::{Failure, exit};
 use super::output;
@@ -16,26 +17,31 @@ pub(crate) enum Word {
     Terminate,
 }
 
+/// There was a second signal.
+static AGAIN: Notify = Notify::const_new();
+
+/// Waits for the second signal of a command that listens.
+pub(crate) async fn again() {
+    AGAIN.notified().await;
+}
+
 /// The first signal, for everybody who asks.
 #[derive(Clone)]
 pub(crate) struct Signals(watch::Receiver<Option<Word>>);
 
 impl Signals {
-    /// Listens from now on; a second signal ends the process.
+    /// Listens from now on; see [`again`] for a second signal.
     pub(crate) fn listen() -> Result<Self, Failure> {
-        Self::with(|| {
-            output::note("genvideo: interrupted");
-            std::process::exit(i32::from(exit::INTERRUPTED));
-        })
+        Self::with(true)
     }
 
     /// Listens from now on, in a process that another one ends when it takes too long: a machine that shuts down
     /// signals both, and the other one hands the signal on besides.
     pub(crate) fn listen_watched() -> Result<Self, Failure> {
-        Self::with(|| ())
+        Self::with(false)
     }
 
-    fn with(on_second: impl FnOnce() + Send + 'static) -> Result<Self, Failure> {
+    fn with(is_ours: bool) -> Result<Self, Failure> {
         let broken = |error: std::io::Error| {
             Failure::of(ErrorClass::Bug, format!("cannot listen to signals: {error}"))
         };
@@ -53,8 +59,13 @@ impl Signals {
             };
             let first = next().await;
             say.send_replace(Some(first));
-            next().await;
-            on_second();
+            if is_ours {
+                next().await;
+                AGAIN.notify_one();
+                next().await;
+                output::note("genvideo: interrupted");
+                std::process::exit(i32::from(exit::INTERRUPTED));
+            }
             // Signals that nobody waits for any more stay harmless, and `say` stays open.
             std::future::pending::<()>().await;
         });

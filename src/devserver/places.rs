@@ -19,7 +19,7 @@ const TURN: Duration = Duration::from_secs(150);
 pub(super) const LOOK: Duration = Duration::from_millis(25);
 
 /// Where a server answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct State {
     pub(super) pid: i32,
     pub(super) address: String,

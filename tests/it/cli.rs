@@ -458,6 +458,28 @@ fn ctrl_c_cancels_the_job_and_nothing_of_it_is_left() {
 }
 
 #[test]
+fn a_second_ctrl_c_takes_the_server_along() {
+    let machine = Machine::new();
+    let mut running = Running::start(machine.command(&[&["run"], &LONG[..]].concat()));
+    running.until("\"stage\":\"denoise\"");
+    let state = std::fs::read(machine.path("data/temporal/server.json")).unwrap();
+    let state: Value = serde_json::from_slice(&state).unwrap();
+    let server = u32::try_from(state["pid"].as_u64().unwrap()).unwrap();
+    // A server that stands still hears of no cancel, so that the command waits.
+    signal(server, libc::SIGSTOP);
+    signal(running.child.id(), libc::SIGINT);
+    running.until("once more");
+    signal(running.child.id(), libc::SIGINT);
+    let (status, said) = running.end();
+    assert_eq!(status.code(), Some(130), "{said}");
+    signal(server, libc::SIGCONT);
+    let left = std::time::Instant::now();
+    while genvideo::devserver::is_running(&machine.path("data")).is_some() {
+        assert!(left.elapsed() < PATIENCE / 5, "the server still runs");
+    }
+}
+
+#[test]
 fn up_serves_other_commands_until_it_is_told_to_stop() {
     let machine = Machine::new();
     let mut up = Running::start(machine.command(&["up"]));

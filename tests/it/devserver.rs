@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use genvideo::devserver::{self, DevServer, Error};
 
@@ -251,6 +252,28 @@ fn a_dropped_handle_asks_the_server_to_end() {
         gone.lock().unwrap();
         drop(gone);
         assert_eq!(devserver::is_running(data.path()), None);
+    });
+}
+
+#[test]
+fn a_start_that_is_given_up_leaves_no_server() {
+    runtime().block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let silent = script(folder.path(), "exec tail -f /dev/null");
+        let runs = async {
+            while devserver::is_running(&data).is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            answered = DevServer::join_or_start(&data, &silent, None) => panic!("{answered:?}"),
+            () = runs => {}
+        }
+        let given_up = Instant::now();
+        while devserver::is_running(&data).is_some() {
+            assert!(given_up.elapsed() < Duration::from_secs(60), "it still runs");
+        }
     });
 }
 
