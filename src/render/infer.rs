@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use std::time::Instant;
 
 use super::checkpoint::Attempt;
-use super::models::{Permit, Ready, TILED, Wanted};
+use super::models::{Permit, Ready, TILED, WHOLE, Wanted};
 use super::receipt::StageReceipt;
 use super::{Error, Hook, Inner, Order, Settings, Work, point, seconds};
 use crate::engine::{self, Checkpoint, Keep};
@@ -57,11 +57,14 @@ pub(super) fn infer<R: Request>(
     let settings = &inner.settings;
     let mut permit = inner.desk.wait(hook)?;
     let mut attempt = None;
+    // Tiles change results: who makes one again takes the form it had, or says that there is no room for it.
+    let form = order.expected(&request.stage()).map(|stage| match &*stage.memory {
+        TILED => "low",
+        _ => WHOLE,
+    });
     for last_try in [false, true] {
         let started = Instant::now();
-        let tiled =
-            last_try || order.expected(&request.stage()).is_some_and(|stage| stage.memory == TILED);
-        let memory = if tiled { "low" } else { &settings.memory };
+        let memory = form.unwrap_or(if last_try { "low" } else { &settings.memory });
         let (model, ready) = request.ready(&mut permit, settings, wanted, memory, hook)?;
         let loaded = Instant::now();
         point("model_loaded")?;

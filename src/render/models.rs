@@ -25,6 +25,8 @@ use crate::engine::{
 
 /// The level of memory that changes results.
 pub(super) const TILED: &str = "tiled";
+/// Asks for any level of memory but that.
+pub(super) const WHOLE: &str = "whole";
 /// How often a thread that waits for the device asks the hook whether to go on waiting.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
@@ -357,18 +359,21 @@ fn bytes_of(level: Level, need: &Need) -> u64 {
     }
 }
 
-/// The quickest level that `memory` (`auto`, `low` or `full`) allows and that fits into `have` bytes.
+/// The quickest level that `memory` (`auto`, `low`, `full` or `whole`) allows and that fits into `have` bytes.
 fn choose(memory: &str, need: &Need, have: Option<u64>) -> Result<Level, Error> {
     let levels: &[Level] = match memory {
         "full" => &[Level::Together],
         "low" => &[Level::Tiled],
+        WHOLE => &[Level::Together, Level::InTurn],
         _ => &[Level::Together, Level::InTurn, Level::Tiled],
     };
     let Some(have) = have else { return Ok(levels[0]) };
     let fits = |level: &&Level| bytes_of(**level, need) <= have;
     levels.iter().find(fits).copied().ok_or_else(|| {
         let least = levels.iter().map(|level| bytes_of(*level, need)).min().unwrap_or(0);
-        let problem = format!("this run needs about {}, and {} are there", gib(least), gib(have));
+        let form = if memory == WHOLE { " without tiles, as in the receipt" } else { "" };
+        let (least, have) = (gib(least), gib(have));
+        let problem = format!("this run needs about {least}{form}, and {have} are there");
         Error::Engine(engine::Error::OutOfMemory { problem })
     })
 }
@@ -422,6 +427,9 @@ mod tests {
             ("low", Some(100), Some(Level::Tiled)),
             ("low", Some(19), None),
             ("low", None, Some(Level::Tiled)),
+            (WHOLE, Some(100), Some(Level::Together)),
+            (WHOLE, Some(60), Some(Level::InTurn)),
+            (WHOLE, Some(59), None),
         ] {
             assert_eq!(choose(memory, &NEED, have).ok(), wanted, "{memory} {have:?}");
         }

@@ -2,7 +2,8 @@
 //! is named.
 //!
 //! The receipt's plan is what is carried out, with models found on this machine; models of other content are refused
-//! before any work. What else is not as it was (device, threads, versions) is told beside the result.
+//! before any work, and so is a stage that has no room here without tiles and had none, since tiles change results. What
+//! else is not as it was (device, threads, versions) is told beside the result.
 
 use std::fmt;
 use std::sync::Arc;
