@@ -212,6 +212,7 @@ fn carry_out(cli: Cli, output: &mut Output) -> Result<(), Failure> {
             done = &mut command => done,
             // Dropped, a command lets go of the server it may have started.
             _ = tokio::signal::ctrl_c(), if !listens => Err(Failure::interrupted("interrupted")),
+            () = signals::again() => Err(Failure::interrupted("interrupted")),
         }
     });
     // A blocking thread that does not come back must not hold the process.

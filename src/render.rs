@@ -134,12 +134,15 @@ pub struct Order {
     /// What each stage has to make, by its name, where a receipt is verified: the first step that differs ends it.
     #[serde(skip)]
     pub expected: Arc<BTreeMap<String, StageReceipt>>,
+    /// Nobody comes after this attempt: it keeps no checkpoints.
+    #[serde(skip)]
+    pub is_only_attempt: bool,
 }
 
 impl Order {
     /// The order of a new job: nothing to go on from, nothing to be compared with.
     pub fn new(job_key: JobKey, job: ValidJob, plan: Plan) -> Self {
-        Self { job_key, job, plan, resume: None, expected: Arc::default() }
+        Self { job_key, job, plan, resume: None, expected: Arc::default(), is_only_attempt: false }
     }
 
     fn expected(&self, stage: &str) -> Option<&StageReceipt> {
@@ -444,7 +447,7 @@ impl Renderer {
     ) -> Result<JobResult, Error> {
         let job_key = JobKey::of_workflow(&format!("render-{}", uuid::Uuid::now_v7()));
         let plan = self.plan(job, seed)?;
-        let order = Order::new(job_key, job.clone(), plan);
+        let order = Order { is_only_attempt: true, ..Order::new(job_key, job.clone(), plan) };
         let result = self.stages(&order, hook);
         if result.is_err() {
             self.tidy(&order.job_key);

@@ -111,7 +111,7 @@ impl<'a> Attempt<'a> {
         if let Some(error) = keeper.failed.take() {
             return Err(error);
         }
-        if keeper.is_saved {
+        if keeper.is_saved || keeper.order.is_only_attempt {
             return Err(Error::Stopped);
         }
         match keeper.save(at) {
@@ -179,11 +179,8 @@ impl Keeper<'_> {
         // The next step is taken to last as long as this one: what is not saved now is lost if it dies in it.
         let step = self.looked_at.elapsed();
         self.looked_at = Instant::now();
-        if self.saved_at.elapsed() + step > self.settings.checkpoint_every {
-            self.save(at)
-        } else {
-            Ok(())
-        }
+        let is_due = self.saved_at.elapsed() + step > self.settings.checkpoint_every;
+        if is_due && !self.order.is_only_attempt { self.save(at) } else { Ok(()) }
     }
 
     fn save(&mut self, at: &Checkpoint) -> Result<(), Error> {

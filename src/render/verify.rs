@@ -147,7 +147,7 @@ pub(super) fn verify(
     note_machine(renderer, receipt, &mut verdict, hook)?;
     let key = JobKey::of_workflow(&format!("verify-{}", uuid::Uuid::now_v7()));
     let expected = Arc::new(receipt.stages.clone());
-    let order = Order { expected, ..Order::new(key, receipt.job()?, plan) };
+    let order = Order { expected, is_only_attempt: true, ..Order::new(key, receipt.job()?, plan) };
     let compared = compare(renderer, receipt, &order, &mut verdict, hook);
     renderer.tidy(&order.job_key);
     match compared {

@@ -214,3 +214,17 @@ fn a_finished_stage_keeps_no_checkpoint_not_even_of_who_comes_late() {
     let again = other.gen_image(&late, &mut |report| panic!("{report:?}")).unwrap();
     assert_eq!(again, mine);
 }
+
+#[test]
+fn a_job_that_nobody_goes_on_with_keeps_no_checkpoints() {
+    let bench = bench();
+    for stop_at in [2, u64::MAX] {
+        let result = bench.renderer.render_all(&job(json!({})), 7, &mut |report| {
+            assert_eq!(report.checkpoint, None);
+            assert_eq!(checkpoints(&bench), Vec::<PathBuf>::new());
+            let stops = report.stage == "denoise" && report.done >= stop_at;
+            if stops { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert_eq!(result.is_ok(), stop_at == u64::MAX);
+    }
+}
