@@ -15,7 +15,10 @@ use image::codecs::jpeg::{JpegDecoder, JpegEncoder};
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, Rgb, RgbImage};
+use image::{
+    ColorType, DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageFormat, Pixel, Rgb,
+    RgbImage,
+};
 
 use super::{Error, label};
 
@@ -30,7 +33,7 @@ pub struct Limits {
     pub least_side: u32,
     /// Width times height.
     pub pixels: u64,
-    /// Bytes of the decoded picture and of what its decoder needs beside it.
+    /// Bytes of the decoded picture and of what its decoder, or the plain picture, needs beside it.
     pub decode_bytes: u64,
 }
 
@@ -108,9 +111,12 @@ fn finish(
 ) -> Result<Decoded, Error> {
     let (width, height) = decoder.dimensions();
     check_size(width, height, limits)?;
-    if decoder.total_bytes() > limits.decode_bytes {
-        let (got, limit) =
-            (format!("{} bytes", decoder.total_bytes()), format!("{} bytes", limits.decode_bytes));
+    // What is not plain yet lies beside the plain picture for a moment.
+    let is_plain = decoder.color_type() == ColorType::Rgb8;
+    let plain = if is_plain { 0 } else { 3 * u64::from(width) * u64::from(height) };
+    let needed = decoder.total_bytes().saturating_add(plain);
+    if needed > limits.decode_bytes {
+        let (got, limit) = (format!("{needed} bytes"), format!("{} bytes", limits.decode_bytes));
         return Err(too_large("decoded size", got, limit));
     }
     decoder.set_limits(library_limits(limits)).map_err(|error| refuse(error, limits))?;
@@ -125,12 +131,14 @@ fn finish(
     }
     // Broken EXIF says nothing about the pixels.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(|error| refuse(error, limits))?;
+    let image = DynamicImage::from_decoder(decoder).map_err(|error| refuse(error, limits))?;
+    let (mut image, blended) = opaque(image);
     if orientation != Orientation::NoTransforms {
-        image.apply_orientation(orientation);
+        let mut turned = DynamicImage::from(image);
+        turned.apply_orientation(orientation);
+        image = turned.into_rgb8();
         notes.push("the image is turned upright as its EXIF orientation says".to_owned());
     }
-    let (image, blended) = opaque(image);
     if blended {
         notes.push("transparent parts of the image are laid on white".to_owned());
     }
@@ -161,25 +169,39 @@ fn library_limits(limits: &Limits) -> image::Limits {
 
 /// Eight bits without alpha, and whether anything was transparent.
 fn opaque(image: DynamicImage) -> (RgbImage, bool) {
-    if !image.color().has_alpha() {
-        return (image.into_rgb8(), false);
+    let wide = |level: u8| u16::from(level) * 257;
+    match image {
+        DynamicImage::ImageLumaA8(image) => on_white(&image, |pixel| {
+            let [grey, alpha] = pixel.0.map(wide);
+            [grey, grey, grey, alpha]
+        }),
+        DynamicImage::ImageLumaA16(image) => on_white(&image, |pixel| {
+            let [grey, alpha] = pixel.0;
+            [grey, grey, grey, alpha]
+        }),
+        DynamicImage::ImageRgba8(image) => on_white(&image, |pixel| pixel.0.map(wide)),
+        DynamicImage::ImageRgba16(image) => on_white(&image, |pixel| pixel.0),
+        other => (other.into_rgb8(), false),
     }
-    // In 16 bits, so that deep pictures are rounded once.
-    let deep = image.into_rgba16();
-    let blended = deep.pixels().any(|pixel| pixel[3] != u16::MAX);
-    let on_white = |pixel: &image::Rgba<u16>| {
-        let alpha = u64::from(pixel[3]);
-        let white = u64::from(u16::MAX);
-        Rgb([0, 1, 2].map(|c| {
-            let value = u64::from(pixel[c]) * alpha + white * (white - alpha);
+}
+
+/// Lays a picture on white, in 16 bits, so that deep ones are rounded once; and whether anything was transparent.
+fn on_white<P: Pixel>(
+    image: &ImageBuffer<P, Vec<P::Subpixel>>,
+    deep: impl Fn(&P) -> [u16; 4],
+) -> (RgbImage, bool) {
+    let white = u64::from(u16::MAX);
+    let mut blended = false;
+    let mut flat = RgbImage::new(image.width(), image.height());
+    for (out, pixel) in flat.pixels_mut().zip(image.pixels()) {
+        let [red, green, blue, alpha] = deep(pixel).map(u64::from);
+        blended |= alpha != white;
+        *out = Rgb([red, green, blue].map(|level| {
+            let value = level * alpha + white * (white - alpha);
             // value / 65535 is the 16-bit level, another 257 the 8-bit one.
             let divisor = white * 257;
             u8::try_from((value + divisor / 2) / divisor).unwrap_or(u8::MAX)
-        }))
-    };
-    let mut flat = RgbImage::new(deep.width(), deep.height());
-    for (out, pixel) in flat.pixels_mut().zip(deep.pixels()) {
-        *out = on_white(pixel);
+        }));
     }
     (flat, blended)
 }

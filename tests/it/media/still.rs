@@ -167,6 +167,14 @@ fn limits_hold_on_every_path() {
             assert_eq!(outcome.err().map_or("", |error| error.class_name()), *class, "{limits:?}");
         }
     }
+    // The plain picture lies beside a deep one: 8 and 3 bytes for each pixel.
+    let deep = image::DynamicImage::from(image).into_rgba16();
+    let mut bytes = Vec::new();
+    deep.write_to(&mut std::io::Cursor::new(&mut bytes), ImageFormat::Png).unwrap();
+    for (decode_bytes, class) in [(11 * 1200 - 1, "IMAGE_TOO_LARGE"), (11 * 1200, "")] {
+        let outcome = still::decode(&bytes, &Limits { decode_bytes, ..Limits::default() });
+        assert_eq!(outcome.err().map_or("", |error| error.class_name()), class, "{decode_bytes}");
+    }
     assert_eq!(still::decode(&[], &Limits::default()).unwrap_err().class_name(), "EMPTY_FILE");
 }
 
