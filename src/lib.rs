@@ -10,6 +10,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod devserver;
+mod disk;
 pub mod engine;
 pub mod failpoint;
 pub mod hub;

@@ -18,6 +18,7 @@ use super::manifest::{Upstream, is_confined};
 pub use super::pull_error::{Error, size};
 use super::remote::{Entry, Remote};
 use super::{digest, folder, wanted};
+use crate::disk;
 
 /// The file that names a model's pipeline.
 const INDEX: &str = "model_index.json";
@@ -194,27 +195,12 @@ fn incomplete(blobs: &Path, entry: &Entry) -> PathBuf {
 
 /// Refuses to begin what the disk cannot hold.
 fn preflight(folder: &Path, needed: u64) -> Result<(), Error> {
-    match free_space(folder) {
+    match disk::free_space(folder) {
         Some(free) if needed > 0 && needed.saturating_add(KEEP_FREE) > free => {
             Err(Error::NoSpace { folder: folder.to_owned(), needed, free })
         }
         _ => Ok(()),
     }
-}
-
-/// Bytes that an ordinary user may still write below `folder`; `None` where the system does not say.
-pub fn free_space(folder: &Path) -> Option<u64> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
-    let mut found = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: `path` ends in a NUL and `found` is room for one answer, which is read only when there is one.
-    let found = unsafe {
-        if libc::statvfs(path.as_ptr(), found.as_mut_ptr()) != 0 {
-            return None;
-        }
-        found.assume_init()
-    };
-    u64::try_from(u128::from(found.f_bavail) * u128::from(found.f_frsize)).ok()
 }
 
 /// Tries again what may work the next time.
@@ -391,7 +377,7 @@ mod tests {
     #[test]
     fn a_disk_that_is_too_small_is_refused_beforehand() {
         let folder = tempfile::tempdir().expect("a folder");
-        let free = free_space(folder.path()).expect("the system says");
+        let free = disk::free_space(folder.path()).expect("the system says");
         assert!(preflight(folder.path(), 0).is_ok());
         assert!(matches!(preflight(folder.path(), free), Err(Error::NoSpace { .. })));
         assert!(matches!(preflight(folder.path(), u64::MAX), Err(Error::NoSpace { .. })));

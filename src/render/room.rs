@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{Error, Plan, Settings};
-use crate::{hub, store};
+use crate::{disk, store};
 
 /// Bytes that stay free on the disk whatever a job wants.
 const KEEP_FREE: u64 = 64 << 20;
@@ -21,7 +21,7 @@ pub(super) fn check(settings: &Settings, plan: &Plan) -> Result<(), Error> {
         let source = io::Error::new(io::ErrorKind::StorageFull, message);
         Error::Store(store::Error::DiskFull { path: root.to_owned(), source })
     };
-    if let Some(free) = hub::pull::free_space(root)
+    if let Some(free) = disk::free_space(root)
         && wanted.saturating_add(KEEP_FREE) > free
     {
         return Err(full(format!(
