@@ -375,6 +375,7 @@ impl Renderer {
     /// Makes the image, or takes the given one, natively and at the delivered size.
     pub fn gen_image(&self, order: &Order, hook: &mut Hook<'_>) -> Result<ImageMade, Error> {
         settled::once(self.store(), order, ("image", &()), || {
+            room::check_stage(&self.inner.settings, &order.plan, "image")?;
             gen_image::gen_image(&self.inner, order, hook)
         })
     }
@@ -406,6 +407,7 @@ impl Renderer {
         hook: &mut Hook<'_>,
     ) -> Result<FramesMade, Error> {
         settled::once(self.store(), order, (&format!("video-{run}"), image), || {
+            room::check_stage(&self.inner.settings, &order.plan, "video")?;
             gen_video::gen_video(&self.inner, order, image, run, hook)
         })
     }
@@ -418,6 +420,7 @@ impl Renderer {
         hook: &mut Hook<'_>,
     ) -> Result<VideoMade, Error> {
         settled::once(self.store(), order, ("encode", &runs), || {
+            room::check_stage(&self.inner.settings, &order.plan, "encode")?;
             encode_video::encode_video(&self.inner, order, runs, hook)
         })
     }

@@ -10,7 +10,8 @@ use image::RgbImage;
 
 use super::plan::VideoPlan;
 use super::{
-    Error, FramesMade, Hook, Inner, Order, Report, VideoMade, Work, frames, label, report, seconds,
+    Error, FramesMade, Hook, Inner, Order, Report, VideoMade, Work, frames, label, report, room,
+    seconds,
 };
 use crate::media::encode::{self, VideoWriter};
 use crate::media::interpolate::{Interpolated, interpolate};
@@ -44,6 +45,8 @@ pub(super) fn encode_video(
     let encoder = writer.encoder();
     let all = u64::from(plan.delivered);
     let info = writer.finish(&mut || hook(Report::new("encode", all, all)))?;
+    let bytes = file.path().metadata().map_or(0, |data| data.len());
+    room::check_result(&inner.settings, bytes)?;
     let video = store.put_blob_file(&order.job_key, file.path())?;
     let poster = store.put_blob(&order.job_key, &still::generated_jpeg(&poster, POSTER_QUALITY))?;
     Ok(VideoMade {

@@ -11,7 +11,7 @@ use image::RgbImage;
 use super::infer::{Request, infer};
 use super::models::{Permit, Ready, Wanted};
 use super::plan::ImagePlan;
-use super::{Error, Hook, ImageMade, Inner, Order, Settings, Work, label, report, seconds};
+use super::{Error, Hook, ImageMade, Inner, Order, Settings, Work, label, report, room, seconds};
 use crate::engine::config::scheduler::Prediction;
 use crate::engine::{
     self, Checkpoint, ImageModel, ImageOutput, ImageRequest, Keep, LoadOptions, LoraFile,
@@ -148,6 +148,7 @@ fn deliver(
         let texts = label::image_texts(order, plan, made, seed);
         let texts: Vec<(&str, &str)> = texts.iter().map(|(key, text)| (*key, &**text)).collect();
         let file = still::generated_png(&picture, &texts);
+        room::check_result(&inner.settings, file.len() as u64)?;
         Ok(inner.settings.store.put_blob(&order.job_key, &file)?)
     });
     blobs.collect()

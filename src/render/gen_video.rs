@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use super::infer::{Request, infer};
 use super::models::{Permit, Ready, Wanted};
 use super::plan::VideoPlan;
-use super::{Error, FramesMade, Hook, Inner, Order, Settings, Work, frames};
+use super::{Error, FramesMade, Hook, Inner, Order, Settings, Work, frames, room};
 use crate::engine::{self, Checkpoint, Keep, LoadOptions, VideoModel, VideoOutput, VideoRequest};
 use crate::hub::Task;
 use crate::media::still;
@@ -57,7 +57,9 @@ pub(super) fn gen_video(
     let last_frame = store.put_work(&order.job_key, &still::png(last, &[]))?;
     let count =
         u32::try_from(made.len()).map_err(|_| Error::Frames(format!("{} frames", made.len())))?;
-    let frames = store.put_work(&order.job_key, &frames::pack(&made)?)?;
+    let packed = frames::pack(&made)?;
+    room::check_result(&inner.settings, packed.len() as u64)?;
+    let frames = store.put_work(&order.job_key, &packed)?;
     Ok(FramesMade { run, frames, count, last_frame, work })
 }
 

@@ -1,11 +1,12 @@
-//! Whether the disk has room for a job, asked before the work: free space, and the quota if there is one.
+//! Whether the disk has room, asked before a job, before a stage and before a result: free space, and the quota if there
+//! is one.
 
 use std::io;
 
 use super::{Error, Plan, Settings};
 use crate::{disk, store};
 
-/// Bytes that stay free on the disk whatever a job wants.
+/// Bytes that stay free on the disk whatever a new job wants.
 const KEEP_FREE: u64 = 64 << 20;
 /// Bytes of a finished film for each of its pixels, twice: being written and being kept. Noise, the worst of all films,
 /// takes about as much.
@@ -15,17 +16,35 @@ const CHECKPOINTS: u64 = 8;
 
 /// Refuses a job whose files do not fit.
 pub(super) fn check(settings: &Settings, plan: &Plan) -> Result<(), Error> {
+    fits(settings, ("the job", bytes(plan)), KEEP_FREE)
+}
+
+/// Refuses a stage whose result does not fit: jobs that were planned at the same time may take each other's room.
+pub(super) fn check_stage(settings: &Settings, plan: &Plan, stage: &str) -> Result<(), Error> {
+    let result = match stage {
+        "image" => pictures(plan),
+        "encode" => film(plan),
+        _ => run(plan),
+    };
+    fits(settings, (&format!("stage `{stage}`"), result), 0)
+}
+
+/// Refuses `bytes` of a result that do not fit.
+pub(super) fn check_result(settings: &Settings, bytes: u64) -> Result<(), Error> {
+    fits(settings, ("a result", bytes), 0)
+}
+
+fn fits(settings: &Settings, (what, wanted): (&str, u64), keep_free: u64) -> Result<(), Error> {
     let root = settings.store.root();
-    let wanted = bytes(plan);
     let full = |message: String| {
         let source = io::Error::new(io::ErrorKind::StorageFull, message);
         Error::Store(store::Error::DiskFull { path: root.to_owned(), source })
     };
     if let Some(free) = disk::free_space(root)
-        && wanted.saturating_add(KEEP_FREE) > free
+        && wanted.saturating_add(keep_free) > free
     {
         return Err(full(format!(
-            "the job takes up to {} and {} are free",
+            "{what} takes up to {} and {} are free",
             size(wanted),
             size(free)
         )));
@@ -34,7 +53,7 @@ pub(super) fn check(settings: &Settings, plan: &Plan) -> Result<(), Error> {
         let used = settings.store.usage()?;
         if used.saturating_add(wanted) > quota {
             return Err(full(format!(
-                "the job takes up to {}, {} of the quota of {} are used",
+                "{what} takes up to {}, {} of the quota of {} are used",
                 size(wanted),
                 size(used),
                 size(quota)
@@ -46,19 +65,33 @@ pub(super) fn check(settings: &Settings, plan: &Plan) -> Result<(), Error> {
 
 /// Bytes that the job may have in the store at once, roughly: pictures, frames, checkpoints, the film.
 fn bytes(plan: &Plan) -> u64 {
-    let area = |(width, height): (u32, u32)| u64::from(width) * u64::from(height);
+    let image = plan.image.as_ref().map_or(0, |image| {
+        3 * area(image.size) * u64::from(image.batch.unwrap_or(1)) * CHECKPOINTS
+    });
+    let runs = plan.video.as_ref().map_or(0, |video| u64::from(video.runs) + CHECKPOINTS);
+    pictures(plan) + image + run(plan) * runs + film(plan)
+}
+
+/// Bytes that the image stage leaves.
+fn pictures(plan: &Plan) -> u64 {
     let picture = 3 * area(plan.deliver);
-    let image = plan.image.as_ref().map_or(2 * picture, |image| {
-        let made = 3 * area(image.size);
-        let each = u64::from(image.batch.unwrap_or(1));
-        (picture + made * CHECKPOINTS) * each + made
-    });
-    let video = plan.video.as_ref().map_or(0, |video| {
-        let run = 3 * area(video.size) * u64::from(video.frames_per_run);
-        let film = FILM_BYTES * area(plan.deliver) * u64::from(video.delivered);
-        run * (u64::from(video.runs) + CHECKPOINTS) + film
-    });
-    image + video
+    plan.image.as_ref().map_or(2 * picture, |image| {
+        picture * u64::from(image.batch.unwrap_or(1)) + 3 * area(image.size)
+    })
+}
+
+/// Bytes that a run of the video model leaves.
+fn run(plan: &Plan) -> u64 {
+    plan.video.as_ref().map_or(0, |video| 3 * area(video.size) * u64::from(video.frames_per_run))
+}
+
+fn film(plan: &Plan) -> u64 {
+    let pixels = FILM_BYTES * area(plan.deliver);
+    plan.video.as_ref().map_or(0, |video| pixels * u64::from(video.delivered))
+}
+
+fn area((width, height): (u32, u32)) -> u64 {
+    u64::from(width) * u64::from(height)
 }
 
 /// Bytes for people.
