@@ -204,6 +204,16 @@ impl Jobs {
         Ok(found)
     }
 
+    /// Ids of all jobs that have not ended.
+    pub async fn open(&self) -> Result<Vec<String>, Error> {
+        let query = format!("WorkflowType = '{WORKFLOW_TYPE}' AND ExecutionStatus = 'Running'");
+        let open = self.client.list_workflows(query, WorkflowListOptions::default());
+        open.map_ok(|job| job.id().to_owned())
+            .try_collect()
+            .await
+            .map_err(|error| self.unexpected(&error))
+    }
+
     /// Who works for the task queue `queue` and those named after it, and at what; those heard of last first.
     pub async fn workers(&self, queue: &str) -> Result<Vec<Worker>, Error> {
         workers::workers(self, queue).await

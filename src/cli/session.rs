@@ -17,13 +17,13 @@ use crate::config::{Config, Origin};
 use crate::devserver::{self, DevServer};
 use crate::hub::{Extras, Library, Places};
 use crate::render::{Renderer, Settings};
-use crate::store::{Ages, Store};
+use crate::store::{Ages, JobKey, Store};
 use crate::worker::{self, WorkerSettings};
 
 /// Port of the embedded server when nobody else has it: the one Temporal clients try by themselves.
 const PORT: u16 = 7233;
 
-/// Age after which no job can need what it left: longer than any job may take.
+/// Age after which no job can need what it left: longer than any job may go without a word; see [`Sweeper`].
 const LEFT_BEHIND: Duration = Duration::from_secs(8 * 86_400);
 /// How often a worker looks for it.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
@@ -153,7 +153,7 @@ impl Session {
         renderer: Renderer,
         signals: &Signals,
     ) -> Result<(), Failure> {
-        let _sweeper = Sweeper::start(&renderer, config);
+        let _sweeper = Sweeper::start(&renderer, config, self.jobs.clone());
         let mut signals = signals.clone();
         let until_signal = async move {
             signals.first().await;
@@ -176,18 +176,29 @@ async fn until_told(signals: &Signals) {
     output::note("stopping; once more to leave at once");
 }
 
-/// Removes, beside the work, what is too old, now and every hour until it is dropped.
+/// Removes, beside the work, what is too old, now and every hour until it is dropped. What an open job has is never too
+/// old, however long the job waits.
 struct Sweeper(tokio::task::JoinHandle<()>);
 
 impl Sweeper {
-    fn start(renderer: &Renderer, config: &Config) -> Self {
+    fn start(renderer: &Renderer, config: &Config, jobs: Jobs) -> Self {
         let (store, ages) = (renderer.store().clone(), ages(config));
         Self(tokio::spawn(async move {
             let mut timer = tokio::time::interval(SWEEP_EVERY);
             loop {
                 timer.tick().await;
+                let open = match jobs.open().await {
+                    Ok(open) => open,
+                    Err(error) => {
+                        tracing::warn!(%error, "the store is not swept: open jobs are not known");
+                        continue;
+                    }
+                };
                 let store = store.clone();
-                let swept = tokio::task::spawn_blocking(move || store.sweep_with(&ages, false));
+                let swept = tokio::task::spawn_blocking(move || {
+                    open.iter().try_for_each(|id| store.renew(&JobKey::of_workflow(id)))?;
+                    store.sweep_with(&ages, false)
+                });
                 match swept.await {
                     Ok(Ok(swept)) => tracing::debug!(?swept, "swept the store"),
                     Ok(Err(error)) => tracing::warn!(%error, "the store was not swept"),

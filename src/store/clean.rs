@@ -106,12 +106,15 @@ impl Store {
             rubbish.temp.extend(old_file(path, ages.left_behind)?);
         }
         let stays = self.published(ages, &mut rubbish)?;
+        let mut at_work = HashSet::new();
         for (name, folder) in entries(&self.root().join("work"))? {
             let is_over = self.root().join("jobs").join(&name).join("manifest.json").exists();
             // An id may be used again, so that a job is at work beside the manifest of an earlier one.
             let age = if is_over { ages.left_behind.min(DAY) } else { ages.left_behind };
             if is_tree_older(&folder, age)? {
                 rubbish.work.push(folder);
+            } else {
+                at_work.insert(name);
             }
         }
         let mut needed: HashSet<OsString> =
@@ -123,6 +126,7 @@ impl Store {
                 let Some(data) = metadata(&claim)? else { continue };
                 let goes = match stays.get(&owner) {
                     Some(named) => !named.contains(&*sha256.to_string_lossy()),
+                    None if at_work.contains(&owner) => is_over,
                     None => is_over || is_older(&data, ages.left_behind),
                 };
                 if goes {

@@ -34,6 +34,15 @@ impl Store {
         }
     }
 
+    /// Says that the job is still open: for a sweep, its work and its blobs are of today. Nothing for a job without work.
+    pub fn renew(&self, job: &JobKey) -> Result<(), Error> {
+        let _held = self.lock_shared()?;
+        if !self.inner.root.join("work").join(job.as_str()).exists() {
+            return Ok(());
+        }
+        self.replace(&format!("work/{job}/open"), b"")
+    }
+
     /// The result of `stage` that stands: `content`, unless another attempt was first.
     pub fn settle_stage(&self, job: &JobKey, stage: &str, content: &[u8]) -> Result<Bytes, Error> {
         let _held = self.lock_shared()?;

@@ -410,6 +410,31 @@ fn a_sweep_removes_the_old_and_unneeded_only() {
 }
 
 #[test]
+fn an_open_job_keeps_its_work_however_old() {
+    let (_folder, store) = store();
+    let (open, gone) = (job("open"), job("gone"));
+    for owner in [&open, &gone] {
+        store.put_work(owner, owner.as_str().as_bytes()).unwrap();
+        store.put_blob(owner, format!("an image of {owner}").as_bytes()).unwrap();
+    }
+    let then = std::time::SystemTime::now() - 2 * DAY;
+    let mut aged = files(&store);
+    aged.extend([&open, &gone].map(|owner| format!("work/{owner}")));
+    for path in aged {
+        fs::File::open(store.root().join(path)).unwrap().set_modified(then).unwrap();
+    }
+    store.renew(&open).unwrap();
+    store.renew(&job("never begun")).unwrap();
+    let swept = store.sweep(DAY).unwrap();
+    assert_eq!((swept.work_folders, swept.blobs), (1, 1), "{swept:?}");
+    let left = files(&store);
+    assert_eq!(left.len(), 4, "work, its renewal, a claim and a blob: {left:?}");
+    assert!(!left.iter().any(|path| path.contains(gone.as_str())), "{left:?}");
+    store.cleanup(&open).unwrap();
+    assert_eq!(files(&store), Vec::<String>::new());
+}
+
+#[test]
 fn a_folder_that_cannot_be_written_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");

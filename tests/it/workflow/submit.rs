@@ -32,6 +32,20 @@ async fn the_same_id_joins_the_same_job_and_refuses_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_open_until_it_ends() {
+    let mut lab = Lab::idle("open").await;
+    let id = lab.submit(&job("IMAGE", json!({}))).await;
+    // The server's list comes a moment after the job.
+    let listed = async { while !lab.jobs.open().await.expect("a list").contains(&id) {} };
+    within("the list to have it", listed).await;
+    lab.start();
+    lab.result(&id).await;
+    let listed = async { while lab.jobs.open().await.expect("a list").contains(&id) {} };
+    within("the list to be without it", listed).await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_another_client_started_can_be_joined_too() {
     let lab = Lab::idle("join-raw").await;
     let input = job("IMAGE", json!({}));
