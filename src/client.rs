@@ -11,7 +11,9 @@ mod steer;
 mod submit;
 mod workers;
 
-use std::time::{Duration, SystemTime};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::TryStreamExt;
 use temporalio_client::errors::WorkflowInteractionError;
@@ -33,6 +35,10 @@ use crate::worker::failure::chain;
 
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a server may take to find a job it has just accepted.
+const SETTLES: Duration = Duration::from_secs(10);
+/// Pause between two looks for it.
+const SETTLES_PAUSE: Duration = Duration::from_millis(200);
 /// Longest pause between two attempts to connect.
 const CONNECT_PAUSE: Duration = Duration::from_secs(5);
 
@@ -89,6 +95,8 @@ pub struct Listed {
 pub struct Jobs {
     client: Client,
     address: String,
+    /// Jobs the server has said to be there, and when: one it cannot find is looked for again.
+    accepted: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 impl Jobs {
@@ -120,7 +128,7 @@ impl Jobs {
         };
         let client = Client::new(connection, ClientOptions::new(target.namespace.clone()).build())
             .map_err(|error| refused(root(&error)))?;
-        Ok(Self { client, address: target.address.clone() })
+        Ok(Self { client, address: target.address.clone(), accepted: Arc::default() })
     }
 
     /// Connects as soon as there is a server, trying again until `give_up` has passed (`None`: for ever).
@@ -226,13 +234,31 @@ impl Jobs {
         &self,
         id: &str,
     ) -> Result<temporalio_client::WorkflowExecutionDescription, Error> {
-        let described = self.handle(id).describe(Default::default()).await;
-        let described = described.map_err(|error| self.trouble(id, error))?;
+        let described = loop {
+            match self.handle(id).describe(Default::default()).await {
+                Err(WorkflowInteractionError::NotFound(_)) if self.is_accepted(id) => {
+                    tokio::time::sleep(SETTLES_PAUSE).await;
+                }
+                described => break described.map_err(|error| self.trouble(id, error))?,
+            }
+        };
         if described.workflow_type() == WORKFLOW_TYPE {
             Ok(described)
         } else {
             Err(Error::NoSuchJob { id: id.to_owned() })
         }
+    }
+
+    /// Remembers that the server has this job: under load it may not find it for a moment.
+    fn accept(&self, id: &str) {
+        let mut accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        accepted.retain(|_, when| when.elapsed() < SETTLES);
+        accepted.insert(id.to_owned(), Instant::now());
+    }
+
+    fn is_accepted(&self, id: &str) -> bool {
+        let accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        accepted.get(id).is_some_and(|when| when.elapsed() < SETTLES)
     }
 
     /// What an interaction error means for the job `id`.

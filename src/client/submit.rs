@@ -81,8 +81,14 @@ pub(super) async fn submit(jobs: &Jobs, submit: Submit) -> Result<Submitted, Err
         other => other,
     };
     match started {
-        Ok(run_id) => Ok(Submitted { id, run_id, joined: false }),
-        Err(WorkflowStartError::AlreadyStarted { .. }) => join(jobs, id, &fingerprint).await,
+        Ok(run_id) => {
+            jobs.accept(&id);
+            Ok(Submitted { id, run_id, joined: false })
+        }
+        Err(WorkflowStartError::AlreadyStarted { .. }) => {
+            jobs.accept(&id);
+            join(jobs, id, &fingerprint).await
+        }
         Err(WorkflowStartError::Rpc(status)) => Err(jobs.rpc(&status)),
         Err(error) => Err(jobs.unexpected(&error)),
     }

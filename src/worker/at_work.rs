@@ -3,12 +3,17 @@
 //! A process dies as one, so there is one listener for it: set with [`tell`], called from the activities' own tasks.
 //! The listener keeps a [`Desk`], and when the process is gone the desk says which attempts went with it and what the
 //! next ones need to know.
+//!
+//! A death in company says nothing of who is to blame, so a stage that went down with its worker is on trial: its next
+//! attempts have the process to themselves, until there is a checkpoint. Of three deaths in a row at most the first can
+//! so have been somebody else's, and whoever waits meanwhile is not charged with any.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 use temporalio_sdk::activities::ActivityContext;
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::heartbeat::Beat;
 use crate::store::hex;
@@ -116,9 +121,53 @@ impl Drop for Entry {
     }
 }
 
+/// The long stages of this process.
+static COMPANY: RwLock<()> = RwLock::const_new(());
+
+/// The right of a long stage to work: with others, or alone.
+pub(super) enum Turn {
+    Together { _others: RwLockReadGuard<'static, ()> },
+    Alone(RwLockWriteGuard<'static, ()>),
+}
+
+impl Turn {
+    /// Waits until no stage works that must be `alone`, or when this one must, until none works at all.
+    pub(super) async fn wait(alone: bool) -> Self {
+        if alone {
+            Self::Alone(COMPANY.write().await)
+        } else {
+            Self::Together { _others: COMPANY.read().await }
+        }
+    }
+
+    /// Lets others work from now on.
+    pub(super) fn share(self) -> Self {
+        match self {
+            Self::Alone(guard) => Self::Together { _others: guard.downgrade() },
+            together @ Self::Together { .. } => together,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_stage_on_trial_works_alone_until_it_shares() {
+        use futures::FutureExt;
+        let first = Turn::wait(false).await;
+        let second = Turn::wait(false).now_or_never().expect("in company");
+        let mut alone = Box::pin(Turn::wait(true));
+        assert!(alone.as_mut().now_or_never().is_none());
+        drop((first, second));
+        let alone = alone.await;
+        let mut third = Box::pin(Turn::wait(false));
+        assert!(third.as_mut().now_or_never().is_none());
+        let shared = alone.share();
+        let third = third.now_or_never().expect("in company");
+        drop((shared, third));
+    }
 
     #[test]
     fn the_desk_holds_what_is_begun_and_not_over() {

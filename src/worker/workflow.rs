@@ -336,8 +336,8 @@ impl Walk {
             self.enter(stage, band).await?;
             let token = self.token.child_token();
             self.ctx.state_mut(|state| state.work = Some(token.clone()));
-            let (ticket, step) = (stage.ticket(), stage.step());
-            let lane = Lane { ticket, step, band, title: title.to_owned() };
+            let ticket = self.ctx.state(|state| state.tracker.ticket());
+            let lane = Lane { ticket, step: stage.step(), band, title: title.to_owned() };
             let outcome = work(lane, token.clone()).await;
             let last: Option<Beat> = match &outcome {
                 Err(ActivityExecutionError::Cancelled(stop)) => stop.details().ok().flatten(),

@@ -26,7 +26,7 @@ fn assert_rising(seen: &[Progress]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_video_job_ends_with_its_files_and_nothing_else() {
     let mut lab = Lab::working("video").await;
-    let id = lab.submit(&job("VIDEO", json!({"duration": 3.0}))).await;
+    let id = lab.submit(&job("VIDEO", json!({"duration": 5.0}))).await;
     let mut seen = Vec::new();
     let outcome =
         lab.jobs.watch(&id, &mut |progress| seen.push(progress)).await.expect("an outcome");
@@ -49,7 +49,7 @@ async fn a_video_job_ends_with_its_files_and_nothing_else() {
     }
     lab.assert_tidy();
     assert_eq!(lab.query(&id, vec![]).await, result.progress, "the query after the end");
-    lab.replay(&id, "video").await;
+    lab.replay(&id, "video-5s").await;
     lab.stop().await;
     assert_eq!(
         lab.jobs.status(&id).await.expect("a status"),
