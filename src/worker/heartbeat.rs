@@ -76,6 +76,9 @@ pub struct Beat {
     /// SHA-256 of the newest checkpoint in the job's work, for the next attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,
+    /// The host queue of who is at work, where what it makes is nowhere else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
 }
 
 impl Beat {
@@ -107,13 +110,14 @@ pub(crate) struct Lane {
 pub(crate) async fn drive<T, W>(
     ctx: &ActivityContext,
     lane: &Lane,
+    host: Option<&str>,
     work: W,
 ) -> Result<T, ActivityError>
 where
     T: Send + 'static,
     W: FnOnce(&mut Hook<'_>) -> Result<T, render::Error> + Send + 'static,
 {
-    let first = first_beat(ctx);
+    let first = Beat { host: host.map(str::to_owned), ..first_beat(ctx) };
     if first.deaths >= policy::MAX_DEATHS {
         let message = format!(
             "{} attempts at this stage ended with the worker's death; the last: {}",
@@ -189,7 +193,7 @@ where
                     // Whoever has to make room is not helped by minutes of waiting.
                     let full = render::class(&error) == ErrorClass::DiskFull;
                     let last = full && ctx.info().attempt >= policy::MAX_ERRORS;
-                    Err(ActivityError::application(failure::of_render(&error, last)))
+                    Err(ActivityError::application(failure::of_render(&error, last, None)))
                 }
                 Err(error) => Err(broken(error)),
             },
@@ -430,7 +434,7 @@ impl Pulse<'_> {
             }
             self.send();
         }
-        Err(ActivityError::application(failure::of_render(&error, last)))
+        Err(ActivityError::application(failure::of_render(&error, last, self.beat.host)))
     }
 }
 
