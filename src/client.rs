@@ -11,8 +11,6 @@ mod steer;
 mod submit;
 mod workers;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::TryStreamExt;
@@ -35,10 +33,10 @@ use crate::worker::failure::chain;
 
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a server may take to find a job it has just accepted.
-const SETTLES: Duration = Duration::from_secs(10);
+/// How long a server may not find its namespace: a busy one forgets it for seconds, and finds a new one as late.
+const NAMESPACE_AWAY: Duration = Duration::from_secs(10);
 /// Pause between two looks for it.
-const SETTLES_PAUSE: Duration = Duration::from_millis(200);
+const NAMESPACE_PAUSE: Duration = Duration::from_millis(200);
 /// Longest pause between two attempts to connect.
 const CONNECT_PAUSE: Duration = Duration::from_secs(5);
 
@@ -95,8 +93,6 @@ pub struct Listed {
 pub struct Jobs {
     client: Client,
     address: String,
-    /// Jobs the server has said to be there, and when: one it cannot find is looked for again.
-    accepted: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 impl Jobs {
@@ -128,7 +124,7 @@ impl Jobs {
         };
         let client = Client::new(connection, ClientOptions::new(target.namespace.clone()).build())
             .map_err(|error| refused(root(&error)))?;
-        Ok(Self { client, address: target.address.clone(), accepted: Arc::default() })
+        Ok(Self { client, address: target.address.clone() })
     }
 
     /// Connects as soon as there is a server, trying again until `give_up` has passed (`None`: for ever).
@@ -234,13 +230,15 @@ impl Jobs {
         &self,
         id: &str,
     ) -> Result<temporalio_client::WorkflowExecutionDescription, Error> {
+        let (handle, patience) = (self.handle(id), Patience::default());
         let described = loop {
-            match self.handle(id).describe(Default::default()).await {
-                Err(WorkflowInteractionError::NotFound(_)) if self.is_accepted(id) => {
-                    tokio::time::sleep(SETTLES_PAUSE).await;
-                }
-                described => break described.map_err(|error| self.trouble(id, error))?,
+            let asked = handle.describe(Default::default()).await;
+            if let Err(WorkflowInteractionError::NotFound(status)) = &asked
+                && patience.waited(status).await
+            {
+                continue;
             }
+            break asked.map_err(|error| self.trouble(id, error))?;
         };
         if described.workflow_type() == WORKFLOW_TYPE {
             Ok(described)
@@ -249,21 +247,12 @@ impl Jobs {
         }
     }
 
-    /// Remembers that the server has this job: under load it may not find it for a moment.
-    fn accept(&self, id: &str) {
-        let mut accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
-        accepted.retain(|_, when| when.elapsed() < SETTLES);
-        accepted.insert(id.to_owned(), Instant::now());
-    }
-
-    fn is_accepted(&self, id: &str) -> bool {
-        let accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
-        accepted.get(id).is_some_and(|when| when.elapsed() < SETTLES)
-    }
-
     /// What an interaction error means for the job `id`.
     fn trouble(&self, id: &str, error: WorkflowInteractionError) -> Error {
         match error {
+            WorkflowInteractionError::NotFound(status) if is_of_namespace(&status) => {
+                self.rpc(&status)
+            }
             WorkflowInteractionError::NotFound(_) => Error::NoSuchJob { id: id.to_owned() },
             WorkflowInteractionError::Rpc(status) => self.rpc(&status),
             other => self.unexpected(&other),
@@ -290,6 +279,32 @@ impl Jobs {
             cause = inner.source();
         }
         Error::Temporal(chain(error))
+    }
+}
+
+/// Whether it is the namespace that was not found, and not the job.
+fn is_of_namespace(status: &temporalio_client::tonic::Status) -> bool {
+    let is_missing = status.code() == temporalio_client::tonic::Code::NotFound;
+    is_missing && status.message().starts_with("Namespace ")
+}
+
+/// With a namespace that is away, for a bounded time.
+struct Patience(Instant);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Patience {
+    /// Whether the call that was answered with `status` should be made again; if so, a moment has passed.
+    async fn waited(&self, status: &temporalio_client::tonic::Status) -> bool {
+        let waits = is_of_namespace(status) && self.0.elapsed() < NAMESPACE_AWAY;
+        if waits {
+            tokio::time::sleep(NAMESPACE_PAUSE).await;
+        }
+        waits
     }
 }
 

@@ -379,7 +379,8 @@ impl Walk {
             };
             self.ctx.state_mut(|state| {
                 state.work = None;
-                state.tracker.reach(last.as_ref().map_or(0.0, |beat| beat.percent));
+                let stopped_at = last.as_ref().map_or(0.0, |beat| beat.percent);
+                state.tracker.reach(if outcome.is_ok() { band.to } else { stopped_at });
             });
             // What it kept to go on from, or to be removed, is there.
             let failed = outcome.as_ref().err();

@@ -115,10 +115,14 @@ async fn a_shutdown_hands_the_stage_to_the_next_worker() {
     lab.stop().await;
     let waiting =
         lab.reach(&id, "the retry", |progress| progress.status == JobStatus::Retrying).await;
-    assert_eq!(waiting.message, "attempt 2 after: its worker shut down");
+    // More than one attempt may have gone to the worker that was on its way out.
+    let attempt = waiting.attempt.expect("a number");
+    assert!(attempt >= 2, "{waiting:?}");
+    assert_eq!(waiting.message, format!("attempt {attempt} after: its worker shut down"));
     lab.start();
     let again = lab.reach(&id, "the work", |now| is_at(now, "denoise")).await;
-    assert_eq!((again.status, again.attempt), (JobStatus::Running, Some(2)));
+    assert_eq!(again.status, JobStatus::Running);
+    assert!(again.attempt >= Some(attempt), "{again:?}");
     let result = lab.result(&id).await;
     assert_eq!(result.progress.percent, 100.0);
     lab.assert_tidy();
