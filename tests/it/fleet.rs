@@ -31,12 +31,13 @@ impl Fleet {
     }
 
     /// Workers with stores of their own.
-    fn apart(count: usize) -> Self {
+    fn apart(count: usize, heartbeat: &str) -> Self {
         Self::with(count, &|command, index| {
             let data = command.get_envs().find(|(name, _)| *name == "GENVIDEO_DATA_DIR");
             let data =
                 PathBuf::from(data.unwrap().1.unwrap()).with_file_name(format!("data-{index}"));
             command.env("GENVIDEO_DATA_DIR", data).env("GENVIDEO_SHARED_STORE", "0");
+            command.env("GENVIDEO_HEARTBEAT_TIMEOUT", heartbeat);
         })
     }
 
@@ -141,13 +142,13 @@ fn process_of(identity: &str) -> Option<u32> {
 
 #[test]
 fn a_job_stays_with_the_worker_that_has_its_files() {
-    let mut fleet = Fleet::apart(2);
+    let mut fleet = Fleet::apart(2, "60s");
     let queues = |fleet: &Fleet| -> Vec<usize> {
         fleet.list().iter().map(|worker| worker["queues"].as_array().unwrap().len()).collect()
     };
     fleet.wait("both workers", |fleet| (queues(fleet) == [6, 6]).then_some(()));
     fleet.submit_video();
-    fleet.machine.ok(&fleet.with_server(&["watch", &fleet.queue, "--out", "made"]));
+    fleet.machine.ok(&fleet.with_server(&["watch", &fleet.queue]));
     let stages = fleet.stages();
     let home = stages.iter().find(|(name, _)| name == "gen_image").unwrap().1;
     assert!(stages.iter().filter(|(name, _)| name == "gen_video").count() >= 2, "{stages:?}");
@@ -159,12 +160,12 @@ fn a_job_stays_with_the_worker_that_has_its_files() {
 
 #[test]
 fn a_job_whose_worker_is_gone_for_good_is_made_by_another() {
-    let mut fleet = Fleet::apart(2);
+    let mut fleet = Fleet::apart(2, "3s");
     fleet.wait("both workers", |fleet| (fleet.list().len() == 2).then_some(()));
     fleet.submit_video();
     let first = fleet.wait("a worker at the video", |fleet| fleet.at("gen_video"));
     fleet.kill(first);
-    fleet.machine.ok(&fleet.with_server(&["watch", &fleet.queue, "--out", "made"]));
+    fleet.machine.ok(&fleet.with_server(&["watch", &fleet.queue]));
     let second = fleet.workers[0].0.id();
     let images: Vec<u32> = fleet
         .stages()
