@@ -25,7 +25,7 @@ pub enum News {
     /// It runs; said every second.
     Alive,
     /// An attempt has begun, or has something new to say to the next one.
-    At(Task),
+    At(Box<Task>),
     /// The attempt with this token is over.
     Over {
         /// See [`Task::token`].
@@ -59,7 +59,7 @@ impl Desk {
         match news {
             News::Alive => {}
             News::At(task) => {
-                self.0.insert(task.token.clone(), task);
+                self.0.insert(task.token.clone(), *task);
             }
             News::Over { token } => {
                 self.0.remove(&token);
@@ -108,7 +108,7 @@ impl Entry {
     pub(super) fn note(&mut self, beat: Option<&Beat>) {
         if let Some(listener) = LISTENER.get() {
             self.task.beat = beat.cloned();
-            listener(&News::At(self.task.clone()));
+            listener(&News::At(Box::new(self.task.clone())));
         }
     }
 }
@@ -180,10 +180,10 @@ mod tests {
         };
         let mut desk = Desk::default();
         for news in [
-            News::At(task("a", 1)),
+            News::At(Box::new(task("a", 1))),
             News::Alive,
-            News::At(task("b", 1)),
-            News::At(task("a", 2)),
+            News::At(Box::new(task("b", 1))),
+            News::At(Box::new(task("a", 2))),
             News::Over { token: "b".to_owned() },
         ] {
             let line = serde_json::to_string(&news).unwrap();
