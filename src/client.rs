@@ -11,7 +11,7 @@ mod steer;
 mod submit;
 mod workers;
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::TryStreamExt;
 use temporalio_client::errors::WorkflowInteractionError;
@@ -33,6 +33,10 @@ use crate::worker::failure::chain;
 
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a server may not find its namespace: a busy one forgets it for seconds, and finds a new one as late.
+const NAMESPACE_AWAY: Duration = Duration::from_secs(10);
+/// Pause between two looks for it.
+const NAMESPACE_PAUSE: Duration = Duration::from_millis(200);
 /// Longest pause between two attempts to connect.
 const CONNECT_PAUSE: Duration = Duration::from_secs(5);
 
@@ -236,8 +240,16 @@ impl Jobs {
         &self,
         id: &str,
     ) -> Result<temporalio_client::WorkflowExecutionDescription, Error> {
-        let described = self.handle(id).describe(Default::default()).await;
-        let described = described.map_err(|error| self.trouble(id, error))?;
+        let (handle, patience) = (self.handle(id), Patience::default());
+        let described = loop {
+            let asked = handle.describe(Default::default()).await;
+            if let Err(WorkflowInteractionError::NotFound(status)) = &asked
+                && patience.waited(status).await
+            {
+                continue;
+            }
+            break asked.map_err(|error| self.trouble(id, error))?;
+        };
         if described.workflow_type() == WORKFLOW_TYPE {
             Ok(described)
         } else {
@@ -248,6 +260,9 @@ impl Jobs {
     /// What an interaction error means for the job `id`.
     fn trouble(&self, id: &str, error: WorkflowInteractionError) -> Error {
         match error {
+            WorkflowInteractionError::NotFound(status) if is_of_namespace(&status) => {
+                self.rpc(&status)
+            }
             WorkflowInteractionError::NotFound(_) => Error::NoSuchJob { id: id.to_owned() },
             WorkflowInteractionError::Rpc(status) => self.rpc(&status),
             other => self.unexpected(&other),
@@ -274,6 +289,32 @@ impl Jobs {
             cause = inner.source();
         }
         Error::Temporal(chain(error))
+    }
+}
+
+/// Whether it is the namespace that was not found, and not the job.
+fn is_of_namespace(status: &temporalio_client::tonic::Status) -> bool {
+    let is_missing = status.code() == temporalio_client::tonic::Code::NotFound;
+    is_missing && status.message().starts_with("Namespace ")
+}
+
+/// With a namespace that is away, for a bounded time.
+struct Patience(Instant);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Patience {
+    /// Whether the call that was answered with `status` should be made again; if so, a moment has passed.
+    async fn waited(&self, status: &temporalio_client::tonic::Status) -> bool {
+        let waits = is_of_namespace(status) && self.0.elapsed() < NAMESPACE_AWAY;
+        if waits {
+            tokio::time::sleep(NAMESPACE_PAUSE).await;
+        }
+        waits
     }
 }
 

@@ -44,6 +44,7 @@ const SETTINGS: &[Setting] = &[
         &["GENVIDEO_CHECKPOINT_INTERVAL"],
         "a time from 0s to 1h, such as `10s`",
     ),
+    setting("shared_store", &["GENVIDEO_SHARED_STORE"], SWITCH),
     setting("disk_quota", &["GENVIDEO_DISK_QUOTA"], "`none` or a size such as `50GB`"),
     setting("keep_results", &["GENVIDEO_KEEP_RESULTS"], "`forever` or days such as `30d`"),
     setting("drain_deadline", &["GENVIDEO_DRAIN_DEADLINE"], "a time from 0s to 1h, such as `30s`"),
@@ -163,6 +164,8 @@ pub struct Config {
     pub heartbeat_timeout: Duration,
     /// Most work that a dead worker may cost.
     pub checkpoint_interval: Duration,
+    /// Whether every worker of the task queue works on this store; else a job stays with the worker that began it.
+    pub shared_store: bool,
     /// Most bytes the store may hold.
     pub disk_quota: Option<u64>,
     /// Age at which results are removed; `None` keeps them.
@@ -253,6 +256,7 @@ impl Config {
             temporal_address: sources.one("temporal_address", value::address)?,
             temporal_cli: sources.path("temporal_cli")?,
             threads: sources.one("threads", value::threads)?.flatten(),
+            shared_store: sources.one("shared_store", value::switch)?.unwrap_or(true),
             disk_quota: sources.one("disk_quota", value::quota)?.flatten(),
             keep_results: sources.one("keep_results", value::days)?.flatten(),
             data_dir,

@@ -1,7 +1,8 @@
 //! The Temporal side of a machine that does the work: workflows, activities, and a shutdown that loses nothing.
 //!
 //! Three Temporal workers share one connection: one for workflows and light activities, one for the device, one for
-//! the encoder; each has its own queue and its own number of slots. What a stage does is [`crate::render`]'s
+//! the encoder; each has its own queue and its own number of slots. Where the store is this host's own, three more serve
+//! the jobs whose files are here. What a stage does is [`crate::render`]'s
 //! business. Start from [`run`].
 
 pub mod at_work;
@@ -40,6 +41,9 @@ const WORKFLOW_SLOTS: usize = 100;
 /// How many light activities may run at once.
 const LIGHT_SLOTS: usize = 4;
 
+/// What stands before the name of a worker's own store in its identity.
+const STORE: &str = ", store ";
+
 /// How a worker works.
 #[derive(Clone, Debug)]
 pub struct WorkerSettings {
@@ -51,6 +55,8 @@ pub struct WorkerSettings {
     pub drain_deadline: Duration,
     /// Who this is, for the server's records; `None` takes process and host.
     pub identity: Option<String>,
+    /// Names the store, where other workers of the queue have others: the job stays where its files are.
+    pub host: Option<String>,
 }
 
 /// Why a worker stopped.
@@ -113,18 +119,26 @@ pub fn queues(base: &str) -> [String; 3] {
     [base.to_owned(), policy::device_queue(base), policy::processor_queue(base)]
 }
 
-/// What a worker with this `machine` is called in the server's records: process, host, machine.
-pub fn identity(machine: &str) -> String {
+/// Task queues of the jobs that stay with the worker called `identity`; none where any worker takes any stage.
+pub fn host_queues(base: &str, identity: &str) -> Vec<String> {
+    let host = identity.rsplit_once(STORE).map(|(_, host)| policy::host_queue(base, host));
+    host.map(|host| queues(&host).to_vec()).unwrap_or_default()
+}
+
+/// What a worker with this `machine` is called in the server's records: process, host, machine, its store when that is
+/// its own.
+pub fn identity(machine: &str, store: Option<&str>) -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "localhost" } else { host.trim() };
-    format!("{}@{host} {machine}", std::process::id())
+    let store = store.map(|store| format!("{STORE}{store}")).unwrap_or_default();
+    format!("{}@{host} {machine}{store}", std::process::id())
 }
 
 fn panicked() -> Error {
     Error::Run("its thread panicked".to_owned())
 }
 
-/// Runs the three workers on the current thread until they are told to stop, or one of them fails.
+/// Runs the workers on the current thread until they are told to stop, or one of them fails.
 async fn serve(
     settings: &WorkerSettings,
     client: Client,
@@ -135,13 +149,8 @@ async fn serve(
     let runtime =
         Runtime::from_current_tokio(options).map_err(|error| Error::Run(error.to_string()))?;
     let unfit = Arc::new(Notify::new());
-    let (mut light, mut device, mut encoder) =
-        workers(settings, &runtime, (&client, renderer), &unfit)?;
-    let stops: [Box<dyn Fn()>; 3] = [
-        Box::new(light.shutdown_handle()),
-        Box::new(device.shutdown_handle()),
-        Box::new(encoder.shutdown_handle()),
-    ];
+    let mut workers = workers(settings, &runtime, (&client, renderer), &unfit)?;
+    let stops: Vec<_> = workers.iter().map(Worker::shutdown_handle).collect();
     let stop = async {
         // An error means that `run` was dropped: then the work is over too.
         let asked = tokio::select! {
@@ -156,12 +165,8 @@ async fn serve(
             stops.iter().for_each(|stop| stop());
             Error::Run(failure::chain(&error))
         };
-        let (light, device, encoder) = tokio::join!(
-            async { light.run().await.map_err(failed) },
-            async { device.run().await.map_err(failed) },
-            async { encoder.run().await.map_err(failed) },
-        );
-        light.and(device).and(encoder)
+        let runs = workers.iter_mut().map(async |worker| worker.run().await.map_err(failed));
+        futures::future::join_all(runs).await.into_iter().collect()
     };
     let mut work = std::pin::pin!(work);
     tokio::select! {
@@ -178,12 +183,14 @@ fn workers(
     runtime: &Runtime,
     (client, renderer): (&Client, Renderer),
     unfit: &Arc<Notify>,
-) -> Result<(Worker, Worker, Worker), Error> {
+) -> Result<Vec<Worker>, Error> {
     let queue = &settings.task_queue;
     let heartbeat_timeout = settings.heartbeat_timeout;
-    let device = DeviceActivities { renderer: renderer.clone(), unfit: unfit.clone() };
+    let host = settings.host.as_ref().map(|host| policy::host_queue(queue, host));
+    let (unfit, at) = (unfit.clone(), host.clone());
+    let device = DeviceActivities { renderer: renderer.clone(), unfit, host: at.clone() };
     let encoder = EncodeActivities { renderer: renderer.clone() };
-    let light = LightActivities { renderer, heartbeat_timeout };
+    let light = LightActivities { renderer, heartbeat_timeout, host: at };
     let common = |queue: &str, slots| {
         WorkerOptions::new(queue)
             .tuner(tuner(slots))
@@ -201,17 +208,24 @@ fn workers(
         queue: queue.clone(),
         message: failure::chain(&error),
     };
-    Ok((
-        build(
-            common(queue, LIGHT_SLOTS)
-                .register_activities(light)
-                .register_workflow::<GenVideoWorkflow>()
-                .map_err(unregistered)?
-                .build(),
-        )?,
-        build(common(&policy::device_queue(queue), 1).register_activities(device).build())?,
-        build(common(&policy::processor_queue(queue), 1).register_activities(encoder).build())?,
-    ))
+    let mut workers = vec![build(
+        common(queue, LIGHT_SLOTS)
+            .register_activities(light.clone())
+            .register_workflow::<GenVideoWorkflow>()
+            .map_err(unregistered)?
+            .build(),
+    )?];
+    if let Some(host) = &host {
+        workers.push(build(common(host, LIGHT_SLOTS).register_activities(light).build())?);
+    }
+    for queue in std::iter::once(queue).chain(&host) {
+        let (device, encoder) = (device.clone(), encoder.clone());
+        let (on_device, on_processor) =
+            (policy::device_queue(queue), policy::processor_queue(queue));
+        workers.push(build(common(&on_device, 1).register_activities(device).build())?);
+        workers.push(build(common(&on_processor, 1).register_activities(encoder).build())?);
+    }
+    Ok(workers)
 }
 
 fn tuner(activities: usize) -> WorkerTuner {

@@ -3,6 +3,7 @@
 //! An address that was given is used; without one the embedded dev server of the data folder is joined, or started.
 
 use std::future::Future;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::client::{Jobs, Target};
 use crate::config::{Config, Origin};
 use crate::devserver::{self, DevServer};
 use crate::hub::{Extras, Library, Places};
+use crate::job::class::ErrorClass;
 use crate::render::{Renderer, Settings};
 use crate::store::{Ages, JobKey, Store};
 use crate::worker::{self, WorkerSettings};
@@ -135,7 +137,7 @@ impl Session {
             }
             ended = &mut worker => {
                 ended?;
-                Err(Failure::of(crate::job::class::ErrorClass::Bug, "the worker ended before its job"))
+                Err(Failure::of(ErrorClass::Bug, "the worker ended before its job"))
             }
         }
     }
@@ -158,7 +160,7 @@ impl Session {
         let until_signal = async move {
             signals.first().await;
         };
-        let settings = worker_settings(config, &renderer);
+        let settings = worker_settings(config, &renderer)?;
         Ok(worker::run(settings, self.jobs.client(), renderer, until_signal).await?)
     }
 
@@ -226,13 +228,33 @@ async fn leave(server: DevServer) {
     }
 }
 
-fn worker_settings(config: &Config, renderer: &Renderer) -> WorkerSettings {
-    WorkerSettings {
+fn worker_settings(config: &Config, renderer: &Renderer) -> Result<WorkerSettings, Failure> {
+    let host = (!config.shared_store).then(|| store_name(config)).transpose()?;
+    Ok(WorkerSettings {
         task_queue: config.task_queue.clone(),
         heartbeat_timeout: config.heartbeat_timeout,
         drain_deadline: config.drain_deadline,
-        identity: Some(worker::identity(&renderer.machine())),
+        identity: Some(worker::identity(&renderer.machine(), host.as_deref())),
+        host,
+    })
+}
+
+/// Name of the data folder's store among those of a fleet: drawn once, so that a job finds its files after a restart.
+fn store_name(config: &Config) -> Result<String, Failure> {
+    let path = config.data_dir.join("host");
+    let failed = |error: std::io::Error| {
+        Failure::of(ErrorClass::OutputUnwritable, format!("`{}`: {error}", path.display()))
+    };
+    let mut file = tempfile::NamedTempFile::new_in(&config.data_dir).map_err(failed)?;
+    write!(file, "{}", uuid::Uuid::now_v7().simple()).map_err(failed)?;
+    match file.persist_noclobber(&path) {
+        Err(error) if error.error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(failed(error.error));
+        }
+        // The first worker of this folder has named it.
+        _ => {}
     }
+    Ok(std::fs::read_to_string(&path).map_err(failed)?.trim().to_owned())
 }
 
 /// The store of the data folder.

@@ -17,7 +17,7 @@ use temporalio_common::protos::temporal::api::failure::v1::Failure;
 use temporalio_common::protos::temporal::api::failure::v1::failure::FailureInfo;
 use temporalio_common::protos::temporal::api::workflow::v1::PendingActivityInfo;
 
-use super::{Error, Jobs, Outcome};
+use super::{Error, Jobs, Outcome, Patience, is_of_namespace};
 use crate::job::QUERY_STATUS;
 use crate::job::class::ErrorClass;
 use crate::job::progress::{Detail, JobStatus, Progress, Step};
@@ -241,7 +241,17 @@ fn final_progress(outcome: Outcome, percent: f64) -> Progress {
 
 /// The outcome of a job that is not open any more, and the percent a failed one had reached.
 async fn ended(jobs: &Jobs, id: &str) -> Result<(Outcome, f64), Error> {
-    let outcome = match jobs.handle(id).get_result(WorkflowGetResultOptions::default()).await {
+    let (handle, patience) = (jobs.handle(id), Patience::default());
+    let asked = loop {
+        let asked = handle.get_result(WorkflowGetResultOptions::default()).await;
+        if let Err(WorkflowGetResultError::NotFound(status)) = &asked
+            && patience.waited(status).await
+        {
+            continue;
+        }
+        break asked;
+    };
+    let outcome = match asked {
         Ok(value) => {
             let data =
                 value.payloads.first().map(|payload| payload.data.as_slice()).unwrap_or_default();
@@ -258,6 +268,9 @@ async fn ended(jobs: &Jobs, id: &str) -> Result<(Outcome, f64), Error> {
         }
         Err(WorkflowGetResultError::TimedOut) => {
             broken_off("not finished within its execution timeout")
+        }
+        Err(WorkflowGetResultError::NotFound(status)) if is_of_namespace(&status) => {
+            return Err(jobs.rpc(&status));
         }
         Err(WorkflowGetResultError::NotFound(_)) => {
             return Err(Error::NoSuchJob { id: id.to_owned() });

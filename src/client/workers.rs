@@ -1,6 +1,6 @@
 //! Who works for a task queue, and at what: the pollers the server knows, and the stages it has handed out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use futures::TryStreamExt;
@@ -13,7 +13,7 @@ use temporalio_common::protos::temporal::api::workflowservice::v1::DescribeTaskQ
 
 use super::{Error, Jobs};
 use crate::job::WORKFLOW_TYPE;
-use crate::worker::queues;
+use crate::worker::{host_queues, queues};
 
 /// A worker asks for work at least this often: longer silence means that it has gone, unless a stage of its reports.
 const POLL: Duration = Duration::from_secs(70);
@@ -56,9 +56,15 @@ impl Worker {
 /// Every worker of the queue `base` and those named after it, those heard of last first.
 pub(super) async fn workers(jobs: &Jobs, base: &str) -> Result<Vec<Worker>, Error> {
     let mut found: BTreeMap<String, Worker> = BTreeMap::new();
-    for queue in queues(base) {
+    let mut open: Vec<String> = queues(base).to_vec();
+    let mut asked = BTreeSet::new();
+    while let Some(queue) = open.pop() {
+        if !asked.insert(queue.clone()) {
+            continue;
+        }
         for kind in [TaskQueueType::Workflow, TaskQueueType::Activity] {
             for poller in pollers(jobs, &queue, kind).await? {
+                open.extend(host_queues(base, &poller.identity));
                 let worker = entry(&mut found, &poller.identity);
                 if !worker.queues.contains(&queue) {
                     worker.queues.push(queue.clone());
@@ -98,6 +104,7 @@ pub(super) async fn workers(jobs: &Jobs, base: &str) -> Result<Vec<Worker>, Erro
         }
     }
     let mut found: Vec<Worker> = found.into_values().collect();
+    found.iter_mut().for_each(|worker| worker.queues.sort());
     found.sort_by_key(|worker| std::cmp::Reverse(worker.last_seen));
     Ok(found)
 }

@@ -33,6 +33,9 @@ pub(crate) struct Prepared {
     pub(crate) plan: Plan,
     /// Heartbeat timeout of the stages to come, as this worker is set up.
     pub(crate) heartbeat_ms: u64,
+    /// This worker's host queue, where its store is its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) host: Option<String>,
 }
 
 /// Argument of `gen_image`.
@@ -49,6 +52,9 @@ pub(crate) struct ImageDone {
     pub(crate) made: ImageMade,
     /// Where the delivered picture can be seen while the job goes on.
     pub(crate) url: Option<String>,
+    /// The host queue of the worker that has the files, where its store is its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) host: Option<String>,
 }
 
 /// Argument of `replace_image`.
@@ -96,9 +102,11 @@ pub(crate) struct PublishTask {
 }
 
 /// Activities that take moments, polled beside the workflows.
+#[derive(Clone)]
 pub(crate) struct LightActivities {
     pub(crate) renderer: Renderer,
     pub(crate) heartbeat_timeout: Duration,
+    pub(crate) host: Option<String>,
 }
 
 #[activities]
@@ -112,7 +120,7 @@ impl LightActivities {
         let renderer = self.renderer.clone();
         let plan = heartbeat::plain(&ctx, move || renderer.plan(&ask.job, ask.seed)).await?;
         let heartbeat_ms = u64::try_from(self.heartbeat_timeout.as_millis()).unwrap_or(u64::MAX);
-        Ok(Prepared { plan, heartbeat_ms })
+        Ok(Prepared { plan, heartbeat_ms, host: self.host.clone() })
     }
 
     #[activity(name = "replace_image")]
@@ -125,7 +133,7 @@ impl LightActivities {
         let order = order(&ctx, task.job, task.plan)?;
         heartbeat::plain(&ctx, move || {
             let (order, made) = renderer.replace_image(&order, &task.image, &mut go_on)?;
-            let done = image_done(&renderer, made);
+            let done = image_done(&renderer, made, self.host.clone());
             Ok(Replaced { job: order.job, plan: order.plan, done })
         })
         .await
@@ -150,6 +158,15 @@ impl LightActivities {
         .await
     }
 
+    /// Says that somebody works for the queue.
+    #[activity(name = "answer")]
+    pub(crate) async fn answer(
+        self: Arc<Self>,
+        _ctx: ActivityContext,
+    ) -> Result<(), ActivityError> {
+        Ok(())
+    }
+
     #[activity(name = "cleanup_resources")]
     pub(crate) async fn cleanup_resources(
         self: Arc<Self>,
@@ -162,10 +179,12 @@ impl LightActivities {
 }
 
 /// Activities that need the device: one at a time.
+#[derive(Clone)]
 pub(crate) struct DeviceActivities {
     pub(crate) renderer: Renderer,
     /// Told when the device has failed: what its driver says from then on may be of no use.
     pub(crate) unfit: Arc<Notify>,
+    pub(crate) host: Option<String>,
 }
 
 impl DeviceActivities {
@@ -188,11 +207,11 @@ impl DeviceActivities {
         let renderer = self.renderer.clone();
         let order = order(&ctx, task.job, task.plan)?;
         let unfit = self.unfit.clone();
-        let made = heartbeat::drive(&ctx, &task.lane, move |hook| {
+        let made = heartbeat::drive(&ctx, &task.lane, self.host.as_deref(), move |hook| {
             Self::mind(&unfit, renderer.gen_image(&order, hook))
         })
         .await?;
-        Ok(image_done(&self.renderer, made))
+        Ok(image_done(&self.renderer, made, self.host.clone()))
     }
 
     #[activity(name = "gen_video")]
@@ -203,7 +222,7 @@ impl DeviceActivities {
     ) -> Result<FramesMade, ActivityError> {
         let (renderer, unfit) = (self.renderer.clone(), self.unfit.clone());
         let order = order(&ctx, task.job, task.plan)?;
-        heartbeat::drive(&ctx, &task.lane, move |hook| {
+        heartbeat::drive(&ctx, &task.lane, None, move |hook| {
             Self::mind(&unfit, renderer.gen_video(&order, &task.image, task.run, hook))
         })
         .await
@@ -211,6 +230,7 @@ impl DeviceActivities {
 }
 
 /// The encoder: no device, but much of the processor.
+#[derive(Clone)]
 pub(crate) struct EncodeActivities {
     pub(crate) renderer: Renderer,
 }
@@ -225,7 +245,7 @@ impl EncodeActivities {
     ) -> Result<VideoMade, ActivityError> {
         let renderer = self.renderer.clone();
         let order = order(&ctx, task.job, task.plan)?;
-        heartbeat::drive(&ctx, &task.lane, move |hook| {
+        heartbeat::drive(&ctx, &task.lane, None, move |hook| {
             renderer.encode_video(&order, &task.runs, hook)
         })
         .await
@@ -237,9 +257,9 @@ fn go_on(_: Report) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-fn image_done(renderer: &Renderer, made: ImageMade) -> ImageDone {
+fn image_done(renderer: &Renderer, made: ImageMade, host: Option<String>) -> ImageDone {
     let url = renderer.store().blob_url(&made.delivered.sha256).ok();
-    ImageDone { made, url }
+    ImageDone { made, url, host }
 }
 
 fn order(ctx: &ActivityContext, job: ValidJob, plan: Plan) -> Result<Order, ActivityError> {

@@ -3,12 +3,17 @@
 //! A process dies as one, so there is one listener for it: set with [`tell`], called from the activities' own tasks.
 //! The listener keeps a [`Desk`], and when the process is gone the desk says which attempts went with it and what the
 //! next ones need to know.
+//!
+//! A death in company says nothing of who is to blame, so a stage that went down with its worker is on trial: its next
+//! attempts have the process to themselves, until there is a checkpoint. Of three deaths in a row at most the first can
+//! so have been somebody else's, and whoever waits meanwhile is not charged with any.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 use temporalio_sdk::activities::ActivityContext;
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::heartbeat::Beat;
 use crate::store::hex;
@@ -20,7 +25,7 @@ pub enum News {
     /// It runs; said every second.
     Alive,
     /// An attempt has begun, or has something new to say to the next one.
-    At(Task),
+    At(Box<Task>),
     /// The attempt with this token is over.
     Over {
         /// See [`Task::token`].
@@ -54,7 +59,7 @@ impl Desk {
         match news {
             News::Alive => {}
             News::At(task) => {
-                self.0.insert(task.token.clone(), task);
+                self.0.insert(task.token.clone(), *task);
             }
             News::Over { token } => {
                 self.0.remove(&token);
@@ -103,7 +108,7 @@ impl Entry {
     pub(super) fn note(&mut self, beat: Option<&Beat>) {
         if let Some(listener) = LISTENER.get() {
             self.task.beat = beat.cloned();
-            listener(&News::At(self.task.clone()));
+            listener(&News::At(Box::new(self.task.clone())));
         }
     }
 }
@@ -116,9 +121,53 @@ impl Drop for Entry {
     }
 }
 
+/// The long stages of this process.
+static COMPANY: RwLock<()> = RwLock::const_new(());
+
+/// The right of a long stage to work: with others, or alone.
+pub(super) enum Turn {
+    Together { _others: RwLockReadGuard<'static, ()> },
+    Alone(RwLockWriteGuard<'static, ()>),
+}
+
+impl Turn {
+    /// Waits until no stage works that must be `alone`, or when this one must, until none works at all.
+    pub(super) async fn wait(alone: bool) -> Self {
+        if alone {
+            Self::Alone(COMPANY.write().await)
+        } else {
+            Self::Together { _others: COMPANY.read().await }
+        }
+    }
+
+    /// Lets others work from now on.
+    pub(super) fn share(self) -> Self {
+        match self {
+            Self::Alone(guard) => Self::Together { _others: guard.downgrade() },
+            together @ Self::Together { .. } => together,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_stage_on_trial_works_alone_until_it_shares() {
+        use futures::FutureExt;
+        let first = Turn::wait(false).await;
+        let second = Turn::wait(false).now_or_never().expect("in company");
+        let mut alone = Box::pin(Turn::wait(true));
+        assert!(alone.as_mut().now_or_never().is_none());
+        drop((first, second));
+        let alone = alone.await;
+        let mut third = Box::pin(Turn::wait(false));
+        assert!(third.as_mut().now_or_never().is_none());
+        let shared = alone.share();
+        let third = third.now_or_never().expect("in company");
+        drop((shared, third));
+    }
 
     #[test]
     fn the_desk_holds_what_is_begun_and_not_over() {
@@ -131,10 +180,10 @@ mod tests {
         };
         let mut desk = Desk::default();
         for news in [
-            News::At(task("a", 1)),
+            News::At(Box::new(task("a", 1))),
             News::Alive,
-            News::At(task("b", 1)),
-            News::At(task("a", 2)),
+            News::At(Box::new(task("b", 1))),
+            News::At(Box::new(task("a", 2))),
             News::Over { token: "b".to_owned() },
         ] {
             let line = serde_json::to_string(&news).unwrap();

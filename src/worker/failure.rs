@@ -28,6 +28,9 @@ pub struct Details {
     /// How far the job was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub percent: Option<f64>,
+    /// The host queue of who failed, where what it made is nowhere else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
 }
 
 /// A failure as the workflow ends with it.
@@ -74,13 +77,23 @@ impl Ended {
         }
     }
 
+    /// Where what a failed activity made is, when it says so.
+    pub(crate) fn host(error: &ActivityExecutionError) -> Option<String> {
+        match error.reason() {
+            Some(IncomingError::Application(failure)) => {
+                failure.details::<Details>().ok().flatten()?.host
+            }
+            _ => None,
+        }
+    }
+
     /// As the workflow's failure: final, since no other run of the same request would do better.
     pub(crate) fn into_failure(self, percent: f64) -> ApplicationFailure {
         let builder = ApplicationFailure::builder(self.message)
             .type_name(self.class.name().to_owned())
             .non_retryable(!self.class.retryable());
         if self.faults.is_empty() {
-            builder.details(Details { hint: self.hint, percent: Some(percent) }).build()
+            builder.details(Details { hint: self.hint, percent: Some(percent), host: None }).build()
         } else {
             builder.details(self.faults).build()
         }
@@ -88,15 +101,25 @@ impl Ended {
 }
 
 /// An error of a stage as the activity's failure; `last` when it was tried often enough.
-pub(crate) fn of_render(error: &render::Error, last: bool) -> ApplicationFailure {
+pub(crate) fn of_render(
+    error: &render::Error,
+    last: bool,
+    host: Option<String>,
+) -> ApplicationFailure {
     let class = render::class(error);
     let builder = ApplicationFailure::builder(error.to_string())
         .type_name(class.name().to_owned())
         .non_retryable(last || !class.retryable());
     match error {
         render::Error::Refused(faults) => builder.details(faults.clone()).build(),
-        _ => builder.details(Details { hint: render::hint(error), percent: None }).build(),
+        _ => builder.details(Details { hint: render::hint(error), percent: None, host }).build(),
     }
+}
+
+/// Whether nobody has taken the activity up in time.
+pub(crate) fn is_unclaimed(error: &ActivityExecutionError) -> bool {
+    let timeout = error.as_timeout();
+    timeout.is_some_and(|timeout| timeout.timeout_type() == TimeoutType::ScheduleToStart)
 }
 
 /// A failure of `class` that no other attempt can mend.

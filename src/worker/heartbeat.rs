@@ -17,7 +17,7 @@ use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
-use super::at_work::Entry;
+use super::at_work::{Entry, Turn};
 use super::progress::Band;
 use super::request::Update;
 use super::{failure, policy, request};
@@ -52,6 +52,9 @@ pub struct Beat {
     /// Attempts before this one that ended without a word.
     #[serde(default)]
     pub deaths: u32,
+    /// Whether another stage in the same process has to end first; a death meanwhile is not this one's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waiting: bool,
     /// Attempts before and including this one that ended with an error.
     #[serde(default)]
     pub errors: u32,
@@ -73,6 +76,9 @@ pub struct Beat {
     /// SHA-256 of the newest checkpoint in the job's work, for the next attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,
+    /// The host queue of who is at work, where what it makes is nowhere else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
 }
 
 impl Beat {
@@ -104,13 +110,14 @@ pub(crate) struct Lane {
 pub(crate) async fn drive<T, W>(
     ctx: &ActivityContext,
     lane: &Lane,
+    host: Option<&str>,
     work: W,
 ) -> Result<T, ActivityError>
 where
     T: Send + 'static,
     W: FnOnce(&mut Hook<'_>) -> Result<T, render::Error> + Send + 'static,
 {
-    let first = first_beat(ctx);
+    let first = Beat { host: host.map(str::to_owned), ..first_beat(ctx) };
     if first.deaths >= policy::MAX_DEATHS {
         let message = format!(
             "{} attempts at this stage ended with the worker's death; the last: {}",
@@ -118,6 +125,11 @@ where
             first.cause.as_deref().unwrap_or(failure::DIED)
         );
         return Err(ActivityError::application(failure::fatal(ErrorClass::Poison, message)));
+    }
+    let at_work = Entry::begin(ctx, Some(&first));
+    let mut pulse = Pulse { ctx, lane, beat: first, sent: None, signal: None, at_work, turn: None };
+    if !pulse.wait().await {
+        return pulse.end(Ok(Err(render::Error::Stopped)), None).await;
     }
     let (sender, mut receiver) = watch::channel(Report::new("load", 0, 0));
     let stop = Arc::new(AtomicBool::new(false));
@@ -132,8 +144,6 @@ where
             }
         })
     });
-    let at_work = Entry::begin(ctx, Some(&first));
-    let mut pulse = Pulse { ctx, lane, beat: first, sent: None, signal: None, at_work };
     pulse.tick().await;
     let mut timer = tokio::time::interval(interval(ctx));
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -183,7 +193,7 @@ where
                     // Whoever has to make room is not helped by minutes of waiting.
                     let full = render::class(&error) == ErrorClass::DiskFull;
                     let last = full && ctx.info().attempt >= policy::MAX_ERRORS;
-                    Err(ActivityError::application(failure::of_render(&error, last)))
+                    Err(ActivityError::application(failure::of_render(&error, last, None)))
                 }
                 Err(error) => Err(broken(error)),
             },
@@ -224,7 +234,11 @@ fn count_on(last: Option<Beat>, attempt: u32) -> Beat {
     } else {
         last.death.map_or_else(|| failure::DIED.into(), |of| format!("{}: {of}", failure::DIED))
     };
-    let deaths = if last.closed { 0 } else { last.deaths + 1 };
+    let deaths = match (last.closed, last.waiting) {
+        (true, _) => 0,
+        (false, true) => last.deaths,
+        (false, false) => last.deaths + 1,
+    };
     Beat {
         cause: Some(cause),
         deaths,
@@ -260,9 +274,36 @@ struct Pulse<'a> {
     sent: Option<(Instant, String, f64)>,
     signal: Option<JoinHandle<()>>,
     at_work: Entry,
+    turn: Option<Turn>,
 }
 
 impl Pulse<'_> {
+    /// Waits for this stage's turn in the process, beating meanwhile; false when it was stopped before.
+    async fn wait(&mut self) -> bool {
+        let mut turn = std::pin::pin!(Turn::wait(self.beat.deaths > 0));
+        let mut timer = tokio::time::interval(interval(self.ctx));
+        loop {
+            tokio::select! {
+                biased;
+                turn = &mut turn => {
+                    self.turn = Some(turn);
+                    if std::mem::take(&mut self.beat.waiting) {
+                        self.at_work.note(Some(&self.beat));
+                    }
+                    return true;
+                }
+                () = self.ctx.cancelled() => return false,
+                _ = timer.tick() => {
+                    if !self.beat.waiting {
+                        self.beat.waiting = true;
+                        self.at_work.note(Some(&self.beat));
+                    }
+                    self.tick().await;
+                }
+            }
+        }
+    }
+
     /// Takes in the latest report.
     async fn note(&mut self, report: Report) {
         self.beat.stage.clear();
@@ -287,6 +328,7 @@ impl Pulse<'_> {
         if self.beat.checkpoint.as_deref() != Some(&*checkpoint) {
             // It gets on: what killed the attempts before is not the job.
             self.beat.deaths = 0;
+            self.turn = self.turn.take().map(Turn::share);
             self.beat.checkpoint = Some(checkpoint.to_string());
             self.at_work.note(Some(&self.beat));
         }
@@ -392,7 +434,7 @@ impl Pulse<'_> {
             }
             self.send();
         }
-        Err(ActivityError::application(failure::of_render(&error, last)))
+        Err(ActivityError::application(failure::of_render(&error, last, self.beat.host)))
     }
 }
 
@@ -423,6 +465,7 @@ mod tests {
             (beat(0, false), 2, 1, 1),
             (beat(2, false), 4, 3, 1),
             (beat(2, true), 4, 0, 1),
+            (beat(1, false).map(|last| Beat { waiting: true, ..last }), 3, 1, 1),
         ] {
             let first = count_on(last.clone(), attempt);
             assert_eq!(

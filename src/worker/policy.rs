@@ -24,6 +24,11 @@ pub(crate) const MAX_DEATHS: u32 = 3;
 /// Time without a heartbeat after which a short stage is tried again.
 const SHORT_SILENCE: Duration = Duration::from_secs(10);
 
+/// Heartbeat timeout where a job's own is not known.
+pub(crate) const BEAT: Duration = Duration::from_secs(10);
+/// Longest time a stage lies in a queue of its host before that is asked after again.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(600);
+
 /// Longest key of a user in the server's fairness, in bytes.
 const MAX_FAIRNESS_KEY: usize = 64;
 
@@ -45,10 +50,32 @@ pub(crate) fn processor_queue(base: &str) -> String {
     format!("{base}-cpu")
 }
 
+/// How long a host may be silent before a job whose files it has begins anew elsewhere: a restart takes less.
+pub(crate) fn patience(heartbeat: Duration) -> Duration {
+    heartbeat * 3
+}
+
+/// How long to wait next for a host that answers and is busy.
+pub(crate) fn more(patience: Duration) -> Duration {
+    (patience * 2).min(LONGEST_PATIENCE)
+}
+
+/// Queue that the queues of one host's own jobs are named after.
+pub(crate) fn host_queue(base: &str, host: &str) -> String {
+    format!("{base}-host-{host}")
+}
+
+/// A queue and how long a stage may lie in it before somebody asks after who works for it; `None` for ever.
+pub(crate) struct Place {
+    pub(crate) queue: String,
+    pub(crate) patience: Option<Duration>,
+}
+
 /// Options of a stage that answers in seconds.
-pub(crate) fn short(queue: &str, token: WorkflowCancellationToken) -> ActivityOptions {
+pub(crate) fn short(place: Place, token: WorkflowCancellationToken) -> ActivityOptions {
     ActivityOptions::with_start_to_close_timeout(Duration::from_secs(120))
-        .task_queue(queue)
+        .task_queue(place.queue)
+        .maybe_schedule_to_start_timeout(place.patience)
         .cancellation_token(token)
         .heartbeat_timeout(SHORT_SILENCE)
         .cancellation_type(ActivityCancellationType::WaitCancellationCompleted)
@@ -57,9 +84,10 @@ pub(crate) fn short(queue: &str, token: WorkflowCancellationToken) -> ActivityOp
 }
 
 /// Options of the clean-up, which no cancel stops.
-pub(crate) fn cleanup(queue: &str) -> ActivityOptions {
+pub(crate) fn cleanup(place: Place) -> ActivityOptions {
     ActivityOptions::with_start_to_close_timeout(Duration::from_secs(60))
-        .task_queue(queue)
+        .task_queue(place.queue)
+        .maybe_schedule_to_start_timeout(place.patience)
         .cancellation_token(WorkflowCancellationToken::new())
         .heartbeat_timeout(SHORT_SILENCE)
         .retry_policy(retry(CLEANUP_ATTEMPTS))
@@ -68,14 +96,15 @@ pub(crate) fn cleanup(queue: &str) -> ActivityOptions {
 
 /// Options of a stage that heartbeats; the workflow waits until its thread has really stopped.
 pub(crate) fn long(
-    queue: String,
+    place: Place,
     token: WorkflowCancellationToken,
     limit: Duration,
     heartbeat: Duration,
     turn: Priority,
 ) -> ActivityOptions {
     ActivityOptions::with_start_to_close_timeout(limit)
-        .task_queue(queue)
+        .task_queue(place.queue)
+        .maybe_schedule_to_start_timeout(place.patience)
         .cancellation_token(token)
         .heartbeat_timeout(heartbeat)
         .priority(turn)

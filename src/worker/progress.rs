@@ -63,17 +63,6 @@ impl Stage {
         }
     }
 
-    /// A number no other stage of the same job has.
-    pub(crate) fn ticket(self) -> u32 {
-        match self {
-            Self::Validate => 1,
-            Self::Image => 2,
-            Self::Encode => 3,
-            Self::Publish => 4,
-            Self::Video { run, .. } => 5 + run,
-        }
-    }
-
     /// What the job does or waits for when this stage is scheduled.
     pub(crate) fn waiting(self) -> String {
         match self {
@@ -111,6 +100,7 @@ impl Stage {
 #[derive(Debug)]
 pub(crate) struct Tracker {
     progress: Progress,
+    /// How often a stage was entered: what was scheduled before is not the work of now, be it of the same stage.
     ticket: u32,
     job: JobType,
     band: Band,
@@ -136,9 +126,14 @@ impl Tracker {
         &self.progress
     }
 
+    /// Names the work that was last scheduled, among all of this job.
+    pub(crate) fn ticket(&self) -> u32 {
+        self.ticket
+    }
+
     /// A stage is about to be scheduled.
     pub(crate) fn enter(&mut self, stage: Stage, band: Band, job: JobType) {
-        self.ticket = stage.ticket();
+        self.ticket += 1;
         self.job = job;
         self.band = band;
         self.progress.step = stage.step();
@@ -356,7 +351,7 @@ mod tests {
         assert!(tracker.report(Update { attempt: Some(2), ..percent(60.0) }, None));
         let before = tracker.progress().clone();
         for stale in [
-            Update { ticket: Some(2), ..percent(70.0) },
+            Update { ticket: Some(tracker.ticket() - 1), ..percent(70.0) },
             Update { step: Some(Step::Image), ..percent(70.0) },
             Update { attempt: Some(1), ..percent(70.0) },
         ] {
@@ -366,6 +361,23 @@ mod tests {
         tracker.cancel("cancelled".into());
         assert!(!tracker.report(percent(70.0), None), "news after the end");
         assert_eq!(tracker.progress().status, JobStatus::Cancelled);
+    }
+
+    #[test]
+    fn late_news_of_an_activity_before_a_pause_are_not_those_of_the_one_after_it() {
+        let mut tracker = at_work();
+        let update = |ticket, attempt| Update {
+            ticket: Some(ticket),
+            attempt: Some(attempt),
+            ..percent(60.0)
+        };
+        let old = tracker.ticket();
+        assert!(tracker.report(update(old, 3), None));
+        tracker.wait("paused", "paused".into());
+        let stage = Stage::Video { run: 1, runs: 2 };
+        tracker.enter(stage, stage.band(&SHARES), JobType::Video);
+        assert!(!tracker.report(update(old, 3), None), "of the activity that was stopped");
+        assert!(tracker.report(update(tracker.ticket(), 1), None), "of the one at work");
     }
 
     #[test]

@@ -40,7 +40,7 @@ fn refuse(message: impl Into<String>) -> Result<ValidJob, Vec<Fault>> {
 /// The Progress-like object of the `update_progress` signal; every field may be missing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Update {
-    /// Which stage of the walk this belongs to; an update of another stage is stale.
+    /// Which entry into a stage this belongs to; an update of another one is stale.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ticket: Option<u32>,
     /// The step this belongs to; an update of another step is stale.

@@ -52,6 +52,11 @@ impl Review {
         };
     }
 
+    /// Whether the job is to wait for an approval.
+    pub(crate) fn asks(&self) -> bool {
+        self.asking == Asking::Yes
+    }
+
     /// The job goes on; later signals change nothing.
     pub(crate) fn close(&mut self) {
         self.open(false);

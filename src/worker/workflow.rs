@@ -25,9 +25,10 @@ use super::activities::{
 };
 use super::failure::Ended;
 use super::heartbeat::{Beat, Lane};
+use super::policy::Place;
 use super::progress::{Band, Stage, Tracker};
 use super::review::{Replacement, Review, Verdict};
-use super::{policy, request};
+use super::{failure, policy, request};
 use crate::job::progress::Progress;
 use crate::job::result::JobResult;
 use crate::job::{
@@ -35,7 +36,7 @@ use crate::job::{
     SIGNAL_REPLACE, SIGNAL_RESUME, ValidJob, WORKFLOW_TYPE,
 };
 use crate::render::plan::VideoPlan;
-use crate::render::{FramesMade, Made, Plan, VideoMade};
+use crate::render::{FramesMade, Made, VideoMade};
 use crate::store::BlobRef;
 
 /// One job, from its request to its result.
@@ -51,6 +52,8 @@ pub struct GenVideoWorkflow {
     is_paused: bool,
     /// Stops the stage at work and nothing else.
     work: Option<WorkflowCancellationToken>,
+    /// Queue that those of the job's stages are named after, once its files are with one worker alone.
+    home: Option<String>,
 }
 
 impl GenVideoWorkflow {
@@ -164,6 +167,16 @@ impl GenVideoWorkflow {
 enum End {
     Cancelled,
     Failed(Ended),
+    /// Not yet: the host with its files is gone, so another one has to begin anew.
+    Homeless,
+}
+
+/// How a stage is to be carried out.
+struct Go {
+    lane: Lane,
+    token: WorkflowCancellationToken,
+    /// See [`Place::patience`].
+    patience: Duration,
 }
 
 /// One job on its way through the stages.
@@ -176,30 +189,44 @@ struct Walk {
 impl Walk {
     async fn make(&mut self, seed: u64) -> Result<JobResult, End> {
         let mut prepared = self.prepare(seed).await?;
-        let mut image = self.image(&prepared).await?;
-        if self.job.approve {
-            image = self.approval(&mut prepared, image).await?;
+        loop {
+            match self.stages(&mut prepared).await {
+                Err(End::Homeless) => self.ctx.state_mut(|state| state.home = None),
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn stages(&mut self, prepared: &mut Prepared) -> Result<JobResult, End> {
+        let mut image = self.image(prepared).await?;
+        if self.ctx.state(|state| state.review.asks()) {
+            image = self.approval(prepared, image).await?;
         }
         let mut made = Made { image: image.made, runs: Vec::new(), video: None };
         if let Some(video) = &prepared.plan.video {
             let mut start = made.image.image.clone();
             for run in 0..video.runs {
-                let frames = self.frames(&prepared, video, start, run).await?;
+                let frames = self.frames(prepared, video, start, run).await?;
                 start = frames.last_frame.clone();
                 made.runs.push(frames);
             }
-            made.video = Some(self.encode(&prepared, video, made.runs.clone()).await?);
+            made.video = Some(self.encode(prepared, video, made.runs.clone()).await?);
         }
-        self.publish(prepared.plan, made).await
+        self.publish(prepared, made).await
     }
 
     async fn prepare(&self, seed: u64) -> Result<Prepared, End> {
         self.enter(Stage::Validate, Band { from: 0.0, to: 1.0 }).await?;
-        let options = policy::short(self.ctx.task_queue(), self.token.clone());
+        let anywhere = Place { queue: self.ctx.task_queue().to_owned(), patience: None };
+        let options = policy::short(anywhere, self.token.clone());
         let ask = Ask { job: self.job.clone(), seed };
-        self.settle(
+        let prepared = self.settle(
             self.ctx.execute_activity(LightActivities::validate_request, ask, options).await,
-        )
+        )?;
+        if !self.is_movable() {
+            self.settle_at(prepared.host.clone());
+        }
+        Ok(prepared)
     }
 
     async fn image(&self, prepared: &Prepared) -> Result<ImageDone, End> {
@@ -207,12 +234,13 @@ impl Walk {
         let (steps, size) =
             plan.image.as_ref().map_or((1, plan.deliver), |image| (image.steps, image.size));
         let limit = policy::limit(steps, 1, size);
-        let work = async |lane, token| {
-            let task = ImageTask { job: self.job.clone(), plan: plan.clone(), lane };
-            let options = self.device(prepared, limit, token);
+        let work = async |go: Go| {
+            let options = self.device(prepared, limit, &go);
+            let task = ImageTask { job: self.job.clone(), plan: plan.clone(), lane: go.lane };
             self.ctx.execute_activity(DeviceActivities::gen_image, task, options).await
         };
-        let done = self.stage(Stage::Image, plan, "image", work).await?;
+        let done = self.stage(Stage::Image, prepared, "image", work).await?;
+        self.settle_at(done.host.clone());
         self.ctx.state_mut(|state| state.tracker.image_ready(done.url.clone()));
         Ok(done)
     }
@@ -258,7 +286,7 @@ impl Walk {
         image: ImageDone,
         replacement: Replacement,
     ) -> Result<ImageDone, End> {
-        let options = policy::short(self.ctx.task_queue(), self.token.clone());
+        let options = policy::short(self.light(heartbeat(prepared)), self.token.clone());
         let task = ReplaceTask {
             job: self.job.clone(),
             plan: prepared.plan.clone(),
@@ -270,7 +298,12 @@ impl Walk {
                 (self.job, prepared.plan) = (taken.job, taken.plan);
                 let url = taken.done.url.clone();
                 self.ctx.state_mut(|state| state.tracker.image_ready(url));
+                self.settle_at(taken.done.host.clone());
                 Ok(taken.done)
+            }
+            Err(End::Homeless) => {
+                self.ctx.state_mut(|state| state.review.refuse("its worker is gone"));
+                Err(End::Homeless)
             }
             Err(End::Failed(ended)) => {
                 let why = request::one_line(&ended.message);
@@ -295,13 +328,13 @@ impl Walk {
             "video".into()
         };
         let limit = policy::limit(video.steps, video.frames_per_run, video.size);
-        let work = async |lane, token| {
+        let work = async |go: Go| {
+            let options = self.device(prepared, limit, &go);
             let (job, image) = (self.job.clone(), image.clone());
-            let task = VideoTask { job, plan: plan.clone(), lane, image, run };
-            let options = self.device(prepared, limit, token);
+            let task = VideoTask { job, plan: plan.clone(), lane: go.lane, image, run };
             self.ctx.execute_activity(DeviceActivities::gen_video, task, options).await
         };
-        self.stage(Stage::Video { run, runs: video.runs }, plan, &title, work).await
+        self.stage(Stage::Video { run, runs: video.runs }, prepared, &title, work).await
     }
 
     async fn encode(
@@ -312,41 +345,51 @@ impl Walk {
     ) -> Result<VideoMade, End> {
         let plan = &prepared.plan;
         let limit = policy::limit(1, video.delivered, plan.deliver);
-        let work = async |lane, token| {
-            let queue = policy::processor_queue(self.ctx.task_queue());
-            let options =
-                policy::long(queue, token, limit, heartbeat(prepared), policy::turn(&self.job));
+        let work = async |go: Go| {
+            let place = self.place(policy::processor_queue, go.patience);
+            let (beat, turn) = (heartbeat(prepared), policy::turn(&self.job));
+            let options = policy::long(place, go.token, limit, beat, turn);
             let (job, runs) = (self.job.clone(), runs.clone());
-            let task = EncodeTask { job, plan: plan.clone(), lane, runs };
+            let task = EncodeTask { job, plan: plan.clone(), lane: go.lane, runs };
             self.ctx.execute_activity(EncodeActivities::encode_video, task, options).await
         };
-        self.stage(Stage::Encode, plan, "encoding", work).await
+        self.stage(Stage::Encode, prepared, "encoding", work).await
     }
 
     /// Carries out a stage that a pause stops: again each time the job goes on, from the stage's checkpoint.
     async fn stage<T>(
         &self,
         stage: Stage,
-        plan: &Plan,
+        prepared: &Prepared,
         title: &str,
-        work: impl AsyncFn(Lane, WorkflowCancellationToken) -> Result<T, ActivityExecutionError>,
+        work: impl AsyncFn(Go) -> Result<T, ActivityExecutionError>,
     ) -> Result<T, End> {
-        let band = stage.band(&plan.shares);
+        let band = stage.band(&prepared.plan.shares);
+        let mut patience = policy::patience(heartbeat(prepared));
         loop {
             self.enter(stage, band).await?;
             let token = self.token.child_token();
             self.ctx.state_mut(|state| state.work = Some(token.clone()));
-            let (ticket, step) = (stage.ticket(), stage.step());
-            let lane = Lane { ticket, step, band, title: title.to_owned() };
-            let outcome = work(lane, token.clone()).await;
+            let ticket = self.ctx.state(|state| state.tracker.ticket());
+            let lane = Lane { ticket, step: stage.step(), band, title: title.to_owned() };
+            let outcome = work(Go { lane, token: token.clone(), patience }).await;
             let last: Option<Beat> = match &outcome {
                 Err(ActivityExecutionError::Cancelled(stop)) => stop.details().ok().flatten(),
                 _ => None,
             };
             self.ctx.state_mut(|state| {
                 state.work = None;
-                state.tracker.reach(last.map_or(0.0, |beat| beat.percent));
+                let stopped_at = last.as_ref().map_or(0.0, |beat| beat.percent);
+                state.tracker.reach(if outcome.is_ok() { band.to } else { stopped_at });
             });
+            // What it kept to go on from, or to be removed, is there.
+            let failed = outcome.as_ref().err();
+            self.settle_at(last.and_then(|beat| beat.host).or(failed.and_then(Ended::host)));
+            if !token.is_cancelled() && failed.is_some_and(failure::is_unclaimed) {
+                self.call(heartbeat(prepared)).await?;
+                patience = policy::more(patience);
+                continue;
+            }
             // Whatever else went wrong with a stage that was stopped goes wrong again when the job goes on.
             let is_stopped = outcome.is_err() && token.is_cancelled();
             if !is_stopped || self.token.is_cancelled() {
@@ -355,10 +398,18 @@ impl Walk {
         }
     }
 
+    /// Asks whether somebody still works for the job's home, who then is only busy.
+    async fn call(&self, heartbeat: Duration) -> Result<(), End> {
+        let options = policy::short(self.light(heartbeat), self.token.clone());
+        self.settle(self.ctx.execute_activity(LightActivities::answer, (), options).await)
+    }
+
     /// From here on the job completes: a cancel that comes later is too late, so that there is one outcome.
-    async fn publish(&self, plan: Plan, made: Made) -> Result<JobResult, End> {
+    async fn publish(&self, prepared: &Prepared, made: Made) -> Result<JobResult, End> {
+        let plan = prepared.plan.clone();
         self.enter(Stage::Publish, Stage::Publish.band(&plan.shares)).await?;
-        let options = policy::short(self.ctx.task_queue(), WorkflowCancellationToken::new());
+        let place = self.light(heartbeat(prepared));
+        let options = policy::short(place, WorkflowCancellationToken::new());
         let task = PublishTask { job: self.job.clone(), plan, made };
         match self.ctx.execute_activity(LightActivities::publish, task, options).await {
             Ok(result) => Ok(result),
@@ -368,12 +419,12 @@ impl Walk {
 
     /// Removes what was made, then ends the job.
     async fn end(&self, end: End) -> WorkflowTermination {
-        let options = policy::cleanup(self.ctx.task_queue());
+        let options = policy::cleanup(self.place(str::to_owned, policy::patience(policy::BEAT)));
         // A sweep takes what stays behind; the job's own end does not depend on it.
         let _ = self.ctx.execute_activity(LightActivities::cleanup_resources, (), options).await;
         match end {
             End::Failed(ended) => refuse(&self.ctx, ended),
-            End::Cancelled => {
+            End::Cancelled | End::Homeless => {
                 let progress = self.ctx.state_mut(|state| {
                     let message = state.review.rejection();
                     state.tracker.cancel(message.unwrap_or_else(|| "cancelled".into()));
@@ -408,14 +459,34 @@ impl Walk {
         waited.map_err(|_| End::Cancelled)
     }
 
-    fn device(
-        &self,
-        prepared: &Prepared,
-        limit: Duration,
-        token: WorkflowCancellationToken,
-    ) -> ActivityOptions {
-        let queue = policy::device_queue(self.ctx.task_queue());
-        policy::long(queue, token, limit, heartbeat(prepared), policy::turn(&self.job))
+    fn device(&self, prepared: &Prepared, limit: Duration, go: &Go) -> ActivityOptions {
+        let place = self.place(policy::device_queue, go.patience);
+        let turn = policy::turn(&self.job);
+        policy::long(place, go.token.clone(), limit, heartbeat(prepared), turn)
+    }
+
+    /// Whether another host can make everything again.
+    fn is_movable(&self) -> bool {
+        self.job.image.is_none()
+    }
+
+    /// From now on the job's stages go where its files are, if they are in one place alone.
+    fn settle_at(&self, host: Option<String>) {
+        if host.is_some() {
+            self.ctx.state_mut(|state| state.home = host);
+        }
+    }
+
+    /// The queue that `name` makes of the job's home, or of where any worker takes any stage.
+    fn place(&self, name: impl Fn(&str) -> String, patience: Duration) -> Place {
+        let home = self.ctx.state(|state| state.home.clone());
+        let patience = Some(patience).filter(|_| home.is_some() && self.is_movable());
+        Place { queue: name(home.as_deref().unwrap_or(self.ctx.task_queue())), patience }
+    }
+
+    /// The queue of short stages; whoever works for it has always time for one.
+    fn light(&self, heartbeat: Duration) -> Place {
+        self.place(str::to_owned, policy::patience(heartbeat))
     }
 
     /// A cancel that came while a stage worked wins over whatever the stage came to.
@@ -424,6 +495,7 @@ impl Walk {
             _ if self.token.is_cancelled() => Err(End::Cancelled),
             Ok(value) => Ok(value),
             Err(ActivityExecutionError::Cancelled(_)) => Err(End::Cancelled),
+            Err(error) if failure::is_unclaimed(&error) => Err(End::Homeless),
             Err(error) => Err(End::Failed(Ended::of_activity(&error))),
         }
     }

@@ -1,10 +1,11 @@
-//! Several workers on one data folder: who works is listed, and one goes on where another was killed.
+//! Several workers on one data folder: who works is listed, and one goes on where another was killed. And several with
+//! folders of their own: a job stays with the worker that began it, and is made anew when that one is gone.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use std::fs::{self, File};
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -24,7 +25,23 @@ struct Fleet {
 }
 
 impl Fleet {
+    /// Workers on one store.
     fn new(count: usize) -> Self {
+        Self::with(count, &|_, _| {})
+    }
+
+    /// Workers with stores of their own.
+    fn apart(count: usize, heartbeat: &str) -> Self {
+        Self::with(count, &|command, index| {
+            let data = command.get_envs().find(|(name, _)| *name == "GENVIDEO_DATA_DIR");
+            let data =
+                PathBuf::from(data.unwrap().1.unwrap()).with_file_name(format!("data-{index}"));
+            command.env("GENVIDEO_DATA_DIR", data).env("GENVIDEO_SHARED_STORE", "0");
+            command.env("GENVIDEO_HEARTBEAT_TIMEOUT", heartbeat);
+        })
+    }
+
+    fn with(count: usize, change: &dyn Fn(&mut Command, usize)) -> Self {
         let queue = format!("fleet-{}", genvideo::client::fresh_id());
         let server: &'static str = server::address().leak();
         let mut fleet = Self { machine: Machine::new(), server, queue, workers: Vec::new() };
@@ -36,6 +53,7 @@ impl Fleet {
                 .env("GENVIDEO_CHECKPOINT_INTERVAL", "0s")
                 .stdout(Stdio::null())
                 .stderr(File::create(&path).unwrap());
+            change(&mut command, index);
             fleet.workers.push((command.spawn().unwrap(), path));
         }
         fleet
@@ -47,6 +65,47 @@ impl Fleet {
 
     fn list(&self) -> Vec<Value> {
         self.machine.objects(&self.with_server(&["workers"]))
+    }
+
+    /// Submits a video of several parts, under the queue's own name.
+    fn submit_video(&self) {
+        let flags = ["--job", "video", "--size", "64x64", "--duration", "7", "--fps", "8"];
+        let flags = [&["submit", "a red ball", "--id", &self.queue, "--seed", "7"], &flags[..]];
+        self.machine.ok(&self.with_server(&flags.concat()));
+    }
+
+    /// The process that is at `activity`.
+    fn at(&self, activity: &str) -> Option<u32> {
+        let at_work = |worker: &Value| worker["stages"][0]["activity"] == activity;
+        process_of(self.list().into_iter().find(at_work)?["identity"].as_str()?)
+    }
+
+    /// Kills a worker for good.
+    fn kill(&mut self, process: u32) {
+        let index = self.workers.iter().position(|(worker, _)| worker.id() == process).unwrap();
+        let (mut dead, _) = self.workers.swap_remove(index);
+        dead.kill().unwrap();
+        dead.wait().unwrap();
+    }
+
+    /// Which process ended each stage, in order.
+    fn stages(&self) -> Vec<(String, u32)> {
+        let history = self.machine.ok(&self.with_server(&["history", &self.queue]));
+        let history: Value = serde_json::from_str(&history).unwrap();
+        let events = history["events"].as_array().unwrap();
+        let event = |id: &Value| events.iter().find(|event| event["event_id"] == *id).unwrap();
+        let completed = events
+            .iter()
+            .map(|event| &event["attributes"]["ActivityTaskCompletedEventAttributes"])
+            .filter(|completed| completed.is_object());
+        completed
+            .map(|completed| {
+                let scheduled = &event(&completed["scheduled_event_id"])["attributes"];
+                let kind = &scheduled["ActivityTaskScheduledEventAttributes"]["activity_type"];
+                let identity = completed["identity"].as_str().unwrap();
+                (kind["name"].as_str().unwrap().to_owned(), process_of(identity).unwrap())
+            })
+            .collect()
     }
 
     /// Asks until `wanted` finds something.
@@ -74,6 +133,48 @@ impl Drop for Fleet {
             let _ = worker.wait();
         }
     }
+}
+
+/// The process a worker's identity begins with.
+fn process_of(identity: &str) -> Option<u32> {
+    identity.split('@').next()?.parse().ok()
+}
+
+#[test]
+fn a_job_stays_with_the_worker_that_has_its_files() {
+    let mut fleet = Fleet::apart(2, "60s");
+    let queues = |fleet: &Fleet| -> Vec<usize> {
+        fleet.list().iter().map(|worker| worker["queues"].as_array().unwrap().len()).collect()
+    };
+    fleet.wait("both workers", |fleet| (queues(fleet) == [6, 6]).then_some(()));
+    fleet.submit_video();
+    fleet.machine.ok(&fleet.with_server(&["watch", &fleet.queue]));
+    let stages = fleet.stages();
+    let home = stages.iter().find(|(name, _)| name == "gen_image").unwrap().1;
+    assert!(stages.iter().filter(|(name, _)| name == "gen_video").count() >= 2, "{stages:?}");
+    for (name, process) in &stages {
+        assert!(*process == home || name == "validate_request", "{name}: {stages:?}");
+    }
+    assert!(stages.iter().all(|(name, _)| name != "answer"), "nobody was asked for: {stages:?}");
+}
+
+#[test]
+fn a_job_whose_worker_is_gone_for_good_is_made_by_another() {
+    let mut fleet = Fleet::apart(2, "3s");
+    fleet.wait("both workers", |fleet| (fleet.list().len() == 2).then_some(()));
+    fleet.submit_video();
+    let first = fleet.wait("a worker at the video", |fleet| fleet.at("gen_video"));
+    fleet.kill(first);
+    fleet.machine.ok(&fleet.with_server(&["watch", &fleet.queue]));
+    let second = fleet.workers[0].0.id();
+    let images: Vec<u32> = fleet
+        .stages()
+        .into_iter()
+        .filter_map(|(name, process)| (name == "gen_image").then_some(process))
+        .collect();
+    assert_eq!(images, [first, second]);
+    let (last, process) = fleet.stages().pop().unwrap();
+    assert_eq!((last.as_str(), process), ("publish", second));
 }
 
 #[test]
@@ -107,14 +208,9 @@ fn a_worker_goes_on_where_a_killed_one_was() {
         let steps = fleet.machine.objects(&fleet.with_server(&["status", &fleet.queue]));
         let detail = &steps[0]["detail"];
         let denoises = detail["stage"] == "denoise" && detail["done"].as_u64() > Some(2);
-        let at_work = |worker: &Value| worker["stages"][0]["activity"] == "gen_image";
-        let identity = fleet.list().into_iter().find(at_work)?["identity"].as_str()?.to_owned();
-        denoises.then(|| identity.split('@').next().unwrap().parse::<u32>().unwrap())
+        fleet.at("gen_image").filter(|_| denoises)
     });
-    let killed = fleet.workers.iter_mut().position(|(worker, _)| worker.id() == process).unwrap();
-    let (mut dead, _) = fleet.workers.swap_remove(killed);
-    dead.kill().unwrap();
-    dead.wait().unwrap();
+    fleet.kill(process);
 
     let watch = fleet.with_server(&["watch", &fleet.queue, "--out", "made"]);
     let stdout = fleet.machine.ok(&watch);

@@ -94,6 +94,7 @@ impl Lab {
             heartbeat_timeout: Duration::from_secs(30),
             drain_deadline: PATIENCE,
             identity: None,
+            host: None,
         };
         let shutdown = async {
             // A dropped sender means the same.

@@ -26,7 +26,7 @@ fn assert_rising(seen: &[Progress]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_video_job_ends_with_its_files_and_nothing_else() {
     let mut lab = Lab::working("video").await;
-    let id = lab.submit(&job("VIDEO", json!({"duration": 3.0}))).await;
+    let id = lab.submit(&job("VIDEO", json!({"duration": 5.0}))).await;
     let mut seen = Vec::new();
     let outcome =
         lab.jobs.watch(&id, &mut |progress| seen.push(progress)).await.expect("an outcome");
@@ -49,7 +49,7 @@ async fn a_video_job_ends_with_its_files_and_nothing_else() {
     }
     lab.assert_tidy();
     assert_eq!(lab.query(&id, vec![]).await, result.progress, "the query after the end");
-    lab.replay(&id, "video").await;
+    lab.replay(&id, "video-5s").await;
     lab.stop().await;
     assert_eq!(
         lab.jobs.status(&id).await.expect("a status"),
@@ -115,10 +115,14 @@ async fn a_shutdown_hands_the_stage_to_the_next_worker() {
     lab.stop().await;
     let waiting =
         lab.reach(&id, "the retry", |progress| progress.status == JobStatus::Retrying).await;
-    assert_eq!(waiting.message, "attempt 2 after: its worker shut down");
+    // More than one attempt may have gone to the worker that was on its way out.
+    let attempt = waiting.attempt.expect("a number");
+    assert!(attempt >= 2, "{waiting:?}");
+    assert_eq!(waiting.message, format!("attempt {attempt} after: its worker shut down"));
     lab.start();
     let again = lab.reach(&id, "the work", |now| is_at(now, "denoise")).await;
-    assert_eq!((again.status, again.attempt), (JobStatus::Running, Some(2)));
+    assert_eq!(again.status, JobStatus::Running);
+    assert!(again.attempt >= Some(attempt), "{again:?}");
     let result = lab.result(&id).await;
     assert_eq!(result.progress.percent, 100.0);
     lab.assert_tidy();

@@ -1,6 +1,6 @@
 //! Pausing and resuming: the device is free meanwhile, nothing is lost, and the files are those of a job nobody paused.
 
-use genvideo::job::progress::{JobStatus, Progress};
+use genvideo::job::progress::{JobStatus, Progress, Step};
 use genvideo::job::{SIGNAL_CANCEL, SIGNAL_PAUSE, SIGNAL_RESUME};
 use serde_json::{Value, json};
 
@@ -89,7 +89,9 @@ async fn a_pause_in_a_chain_makes_no_finished_part_again() {
     let undisturbed = lab.jobs.history_json(&plain).await.expect("a history");
     let parts = |history| count(history, r#""name":"gen_video""#);
     assert!(parts(&undisturbed) >= 2);
-    assert_eq!(parts(&history), parts(&undisturbed) + 1, "only the paused part was begun again");
+    // The pause may come just after a part.
+    let again = parts(&history) - parts(&undisturbed);
+    assert!(again <= 1, "only the paused part may be begun again, not {again}");
     assert_eq!(count(&history, r#""name":"gen_image""#), 1);
     assert_eq!(result.assets.video.unwrap().sha256, same.assets.video.unwrap().sha256);
     lab.assert_tidy();
@@ -141,6 +143,20 @@ async fn a_paused_job_can_be_cancelled_and_leaves_nothing() {
         lab.replay(&id, &format!("cancel-paused-{}", if by_signal { "signal" } else { "native" }))
             .await;
     }
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_paused_at_its_video_can_be_cancelled_and_leaves_nothing() {
+    let mut lab = Lab::working("paused-video-cancelled").await;
+    let id = lab.submit(&job("VIDEO", json!({"duration": 7.0, "fps": 8.0}))).await;
+    lab.reach(&id, "the video", |progress| progress.step == Step::Video).await;
+    lab.jobs.pause(&id).await.expect("taken");
+    lab.reach(&id, "the pause", is_paused).await;
+    lab.signal(&id, SIGNAL_CANCEL, vec![]).await;
+    assert_eq!(lab.cancelled(&id).await.step, Step::Video);
+    lab.assert_empty();
+    lab.replay(&id, "cancel-paused-video").await;
     lab.stop().await;
 }
 

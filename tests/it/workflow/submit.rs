@@ -16,7 +16,7 @@ async fn the_same_id_joins_the_same_job_and_refuses_another() {
     assert!(!first.joined);
     // The same job, written in another way: another order of fields, and the case of the type.
     let mut again = job("image", json!({"style": "realistic"}));
-    again["size_policy"] = json!("fit");
+    again["size_policy"] = json!("exact");
     let joined = lab.submit_as(&id, &again).await.expect("joined");
     assert_eq!((joined.joined, &joined.run_id), (true, &first.run_id));
     let other = job("IMAGE", json!({"prompt": "a blue ball"}));
