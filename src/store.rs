@@ -4,7 +4,8 @@
 //! create if absent. Layout under the root: `blobs/<sha256>`, `jobs/<job key>/manifest.json`,
 //! `work/<job key>/<sha256>`, `work/<job key>/stages/<stage>`, `work/<job key>/<stage>/<sha256>` for checkpoints,
 //! `claims/<job key or imported>/<sha256>`, `tmp/`, `lock`. A claim says that a job put or
-//! published a blob; a blob without claims is rubbish. Writers hold `lock` shared, removal (`clean.rs`) holds it alone.
+//! published a blob; a blob without claims is rubbish. Writers hold `lock` shared, removal (`clean.rs`) holds it alone;
+//! neither waits for ever, since a process that was stopped may hold it.
 //!
 //! The API is synchronous and meant for blocking threads. Start from [`Store`].
 
@@ -14,11 +15,12 @@ mod clean;
 mod url;
 mod work;
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -35,6 +37,12 @@ pub use key::{JobKey, hash as sha256, hex};
 
 /// Bytes of a file that are held in memory at once.
 const PIECE: u64 = 8 << 20;
+/// Longest that a writer waits for removal: a sweep of a large store.
+const SHARED_WITHIN: Duration = Duration::from_secs(60);
+/// Longest that removal waits for writers, each of which takes moments. What stays is the next sweep's.
+const ALONE_WITHIN: Duration = Duration::from_secs(2);
+/// Longest pause between two tries for the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// Claims of blobs that came without a job.
 const IMPORTED: &str = "imported";
 
@@ -407,14 +415,15 @@ impl Store {
     /// Held while something is put or published: removal waits.
     fn lock_shared(&self) -> Result<File, Error> {
         let (path, file) = self.lock_file()?;
-        uninterrupted(|| file.lock_shared()).map_err(|source| writing(&path, source))?;
+        within(SHARED_WITHIN, || file.try_lock_shared())
+            .map_err(|source| writing(&path, source))?;
         Ok(file)
     }
 
     /// Held while something is removed: nobody puts or publishes.
     fn lock_alone(&self) -> Result<File, Error> {
         let (path, file) = self.lock_file()?;
-        uninterrupted(|| file.lock()).map_err(|source| writing(&path, source))?;
+        within(ALONE_WITHIN, || file.try_lock()).map_err(|source| writing(&path, source))?;
         Ok(file)
     }
 
@@ -431,12 +440,22 @@ impl Store {
     }
 }
 
-/// Waits for a lock through signals.
-fn uninterrupted(lock: impl Fn() -> io::Result<()>) -> io::Result<()> {
+/// Tries to lock for `time`, and no longer: whoever holds it may have been stopped.
+fn within(time: Duration, lock: impl Fn() -> Result<(), TryLockError>) -> io::Result<()> {
+    let (start, mut pause) = (Instant::now(), Duration::from_millis(1));
     loop {
         match lock() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            outcome => return outcome,
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if start.elapsed() < time => {
+                thread::sleep(pause);
+                pause = (pause * 2).min(LOCK_PAUSE);
+            }
+            Err(TryLockError::WouldBlock) => {
+                let message = format!("another process has held it for {time:?}");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+            }
         }
     }
 }

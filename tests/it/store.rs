@@ -485,6 +485,22 @@ fn addresses_are_percent_encoded() {
 }
 
 #[test]
+fn a_writer_that_was_stopped_holds_up_no_job() {
+    let (_folder, store) = store();
+    let key = job("a");
+    store.put_work(&key, b"left").unwrap();
+    let stopped = fs::File::open(store.root().join("lock")).unwrap();
+    stopped.lock_shared().unwrap();
+    let blob = store.put_blob(&key, b"film").unwrap();
+    store.publish(&key, &manifest(&store, &blob), &[]).unwrap();
+    let error = store.cleanup(&key).unwrap_err();
+    assert!(error.to_string().contains("lock`: another process has held it for"), "{error}");
+    stopped.unlock().unwrap();
+    store.cleanup(&key).unwrap();
+    assert!(files(&store).iter().all(|file| !file.starts_with("work/")), "{:?}", files(&store));
+}
+
+#[test]
 fn the_store_works_inside_an_async_runtime_on_blocking_threads() {
     let (_folder, store) = store();
     let runtime =

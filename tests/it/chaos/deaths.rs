@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::field::{Field, HEARTBEAT, Quiet, Trial, Visit, files_of, signal, tick};
 use super::tally::Row;
 
-/// Points inside the store's lock: whoever stops there holds up everybody else.
-const LOCKED: &[&str] = &["blob_staged", "manifest_begun", "manifest_written", "cleanup"];
+/// Where the store's lock is held alone: whoever stops there holds up everybody else.
+const ALONE: &str = "cleanup";
 
 /// A source of numbers that look random.
 pub(crate) struct Dice(u64);
@@ -207,7 +207,7 @@ pub(crate) async fn zombie(
     let all =
         |number| watcher.into_iter().chain([process]).for_each(|process| signal(process, number));
     all(libc::SIGSTOP);
-    let thaw = if LOCKED.contains(&trap.point) { Thaw::AfterItsTime } else { thaw };
+    let thaw = if trap.point == ALONE { Thaw::AfterItsTime } else { thaw };
     match thaw {
         Thaw::AfterTheResult => drop(trial.outcome(&id).await),
         Thaw::AfterItsTime => tick(HEARTBEAT + Duration::from_secs(4)).await,
