@@ -38,9 +38,11 @@ pub use key::{JobKey, hash as sha256, hex};
 /// Bytes of a file that are held in memory at once.
 const PIECE: u64 = 8 << 20;
 /// Longest that a writer waits for removal: a sweep of a large store.
-const SHARED_WITHIN: Duration = Duration::from_secs(60);
-/// Longest that removal waits for writers, each of which takes moments. What stays is the next sweep's.
-const ALONE_WITHIN: Duration = Duration::from_secs(2);
+const SHARED_WITHIN: Duration = Duration::from_secs(300);
+/// Longest that removal waits for writers where it matters, and the watcher of one that hangs ends it meanwhile.
+const ALONE_WITHIN: Duration = Duration::from_secs(20);
+/// Longest that it waits where what stays does no harm until a sweep.
+const BRIEFLY: Duration = Duration::from_secs(2);
 /// Longest pause between two tries for the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// Claims of blobs that came without a job.
@@ -421,9 +423,9 @@ impl Store {
     }
 
     /// Held while something is removed: nobody puts or publishes.
-    fn lock_alone(&self) -> Result<File, Error> {
+    fn lock_alone(&self, patience: Duration) -> Result<File, Error> {
         let (path, file) = self.lock_file()?;
-        within(ALONE_WITHIN, || file.try_lock()).map_err(|source| writing(&path, source))?;
+        within(patience, || file.try_lock()).map_err(|source| writing(&path, source))?;
         Ok(file)
     }
 

@@ -198,7 +198,12 @@ impl Sweeper {
                 };
                 let store = store.clone();
                 let swept = tokio::task::spawn_blocking(move || {
-                    open.iter().try_for_each(|id| store.renew(&JobKey::of_workflow(id)))?;
+                    for id in &open {
+                        // A full disk above all needs the sweep; what is younger than days stays all the same.
+                        if let Err(error) = store.renew(&JobKey::of_workflow(id)) {
+                            tracing::warn!(%error, id, "an open job's work was not marked as of today");
+                        }
+                    }
                     store.sweep_with(&ages, false)
                 });
                 match swept.await {
@@ -247,6 +252,7 @@ fn store_name(config: &Config) -> Result<String, Failure> {
     };
     let mut file = tempfile::NamedTempFile::new_in(&config.data_dir).map_err(failed)?;
     write!(file, "{}", uuid::Uuid::now_v7().simple()).map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
     match file.persist_noclobber(&path) {
         Err(error) if error.error.kind() != std::io::ErrorKind::AlreadyExists => {
             return Err(failed(error.error));

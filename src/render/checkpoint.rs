@@ -111,7 +111,10 @@ impl<'a> Attempt<'a> {
         if let Some(error) = keeper.failed.take() {
             return Err(error);
         }
-        if keeper.is_saved || keeper.order.is_only_attempt {
+        let settled = keeper.settings.store.settled_stage(&keeper.order.job_key, &keeper.stage);
+        // Another attempt may have finished the stage; nobody would remove what is kept now.
+        let is_done = matches!(settled, Ok(Some(_)));
+        if keeper.is_saved || keeper.order.is_only_attempt || is_done {
             return Err(Error::Stopped);
         }
         match keeper.save(at) {

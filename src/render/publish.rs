@@ -43,7 +43,7 @@ pub(super) fn publish(
         }
         Err(error) => return Err(error.into()),
     }
-    if let Err(error) = store.cleanup(&order.job_key) {
+    if let Err(error) = store.cleanup_published(&order.job_key) {
         tracing::warn!(%error, key = %order.job_key, "work objects of a finished job stay until the next sweep");
     }
     // The result stands, whatever the hook says now.

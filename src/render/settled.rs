@@ -70,7 +70,7 @@ pub(super) fn once<T: Stage>(
 }
 
 /// Nobody goes on from a checkpoint of a stage that is done; an attempt that does not know of it yet makes what it has
-/// begun, and removes its own here. The clean-up of the job takes what stays.
+/// begun, and removes its own here, or is stopped and keeps nothing. The clean-up of the job takes what stays.
 fn forget_checkpoints(store: &Store, order: &Order, stage: &str) {
     if let Err(error) = store.drop_checkpoints(&order.job_key, stage) {
         tracing::warn!(%error, stage, "checkpoints of a finished stage stay");

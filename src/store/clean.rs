@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::failpoint;
 
-use super::{Error, JobKey, Store, key, reading, writing};
+use super::{ALONE_WITHIN, BRIEFLY, Error, JobKey, Store, key, reading, writing};
 
 /// How old things must be to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,16 @@ impl Store {
     /// Removes what the job left: its work, its temporary files, and the blobs put for it that its manifest does not
     /// name and no other job claims. Nothing of an unpublished job stays. Does nothing the second time.
     pub fn cleanup(&self, job: &JobKey) -> Result<(), Error> {
-        let _held = self.lock_alone()?;
+        self.cleanup_within(job, ALONE_WITHIN)
+    }
+
+    /// As [`cleanup`](Self::cleanup) after the job has its result: gives up soon when a writer holds it up.
+    pub fn cleanup_published(&self, job: &JobKey) -> Result<(), Error> {
+        self.cleanup_within(job, BRIEFLY)
+    }
+
+    fn cleanup_within(&self, job: &JobKey, patience: Duration) -> Result<(), Error> {
+        let _held = self.lock_alone(patience)?;
         remove_tree(&self.root().join("work").join(job.as_str()))?;
         failpoint::hit("cleanup").map_err(|source| writing(self.root(), source))?;
         let prefix = format!("{job}-");
@@ -74,7 +83,7 @@ impl Store {
 
     /// As [`sweep`](Self::sweep), and results of a certain age go too; `dry_run` removes nothing and only counts.
     pub fn sweep_with(&self, ages: &Ages, dry_run: bool) -> Result<Swept, Error> {
-        let _held = if dry_run { self.lock_shared()? } else { self.lock_alone()? };
+        let _held = if dry_run { self.lock_shared()? } else { self.lock_alone(ALONE_WITHIN)? };
         let rubbish = self.rubbish(ages)?;
         let swept = rubbish.count()?;
         if !dry_run {
@@ -126,7 +135,9 @@ impl Store {
                 let Some(data) = metadata(&claim)? else { continue };
                 let goes = match stays.get(&owner) {
                     Some(named) => !named.contains(&*sha256.to_string_lossy()),
-                    None if at_work.contains(&owner) => is_over,
+                    None if at_work.contains(&owner) => {
+                        is_over && is_older(&data, ages.left_behind.min(DAY))
+                    }
                     None => is_over || is_older(&data, ages.left_behind),
                 };
                 if goes {

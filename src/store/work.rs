@@ -8,7 +8,7 @@ use futures::executor::block_on;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
-use super::{BlobRef, Content, Error, JobKey, Store, backend, key, of_bytes};
+use super::{BRIEFLY, BlobRef, Content, Error, JobKey, Store, backend, key, of_bytes};
 
 impl Store {
     /// Keeps `content` until the job is cleaned up: pictures and frames on their way to the next stage.
@@ -60,7 +60,8 @@ impl Store {
 
     /// Forgets the result of `stage`.
     pub fn unsettle_stage(&self, job: &JobKey, stage: &str) -> Result<(), Error> {
-        let _held = self.lock_alone()?;
+        // Attempts that race settle the same bytes again.
+        let _held = self.lock_shared()?;
         self.remove(&stage_key(job, stage))
     }
 
@@ -85,13 +86,13 @@ impl Store {
 
     /// Removes one checkpoint of `stage`, if it is there.
     pub fn drop_checkpoint(&self, job: &JobKey, stage: &str, sha256: &str) -> Result<(), Error> {
-        let _held = self.lock_alone()?;
+        let _held = self.lock_alone(BRIEFLY)?;
         self.remove(&checkpoint_key(job, stage, sha256)?)
     }
 
     /// Removes all checkpoints of `stage`, and the note of the newest before them.
     pub fn drop_checkpoints(&self, job: &JobKey, stage: &str) -> Result<(), Error> {
-        let _held = self.lock_alone()?;
+        let _held = self.lock_alone(BRIEFLY)?;
         self.remove(&mark_key(job, stage))?;
         let folder = format!("work/{job}/{stage}");
         let listed = self.inner.objects.list(Some(&ObjectPath::from(folder.as_str())));

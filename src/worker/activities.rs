@@ -150,7 +150,7 @@ impl LightActivities {
         heartbeat::plain(&ctx, move || {
             let result = renderer.publish(&order, &task.made, &mut go_on)?;
             // The result stands; what is left of the work is no reason to fail.
-            if let Err(error) = renderer.cleanup(&order.job_key) {
+            if let Err(error) = renderer.store().cleanup_published(&order.job_key) {
                 tracing::warn!(%error, key = %order.job_key, "work files stay until the next sweep");
             }
             Ok(result)

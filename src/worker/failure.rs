@@ -53,6 +53,12 @@ impl Ended {
         Self { class, message: validate::summary(&faults), faults, hint: None }
     }
 
+    /// A job whose hosts went away for good, `times` in a row.
+    pub(crate) fn poison(times: u32) -> Self {
+        let message = format!("{times} hosts that had this job's files are gone");
+        Self { class: ErrorClass::Poison, message, faults: Vec::new(), hint: None }
+    }
+
     /// What a failed activity says.
     pub(crate) fn of_activity(error: &ActivityExecutionError) -> Self {
         let plain =

@@ -235,8 +235,8 @@ fn count_on(last: Option<Beat>, attempt: u32) -> Beat {
         last.death.map_or_else(|| failure::DIED.into(), |of| format!("{}: {of}", failure::DIED))
     };
     let deaths = match (last.closed, last.waiting) {
-        (true, _) => 0,
-        (false, true) => last.deaths,
+        (_, true) => last.deaths,
+        (true, false) => 0,
         (false, false) => last.deaths + 1,
     };
     Beat {
@@ -466,6 +466,7 @@ mod tests {
             (beat(2, false), 4, 3, 1),
             (beat(2, true), 4, 0, 1),
             (beat(1, false).map(|last| Beat { waiting: true, ..last }), 3, 1, 1),
+            (beat(2, true).map(|last| Beat { waiting: true, ..last }), 4, 2, 1),
         ] {
             let first = count_on(last.clone(), attempt);
             assert_eq!(

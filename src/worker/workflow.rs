@@ -189,12 +189,13 @@ struct Walk {
 impl Walk {
     async fn make(&mut self, seed: u64) -> Result<JobResult, End> {
         let mut prepared = self.prepare(seed).await?;
-        loop {
+        for _ in 0..policy::MAX_DEATHS {
             match self.stages(&mut prepared).await {
                 Err(End::Homeless) => self.ctx.state_mut(|state| state.home = None),
                 ended => return ended,
             }
         }
+        Err(End::Failed(Ended::poison(policy::MAX_DEATHS)))
     }
 
     async fn stages(&mut self, prepared: &mut Prepared) -> Result<JobResult, End> {
@@ -419,7 +420,11 @@ impl Walk {
 
     /// Removes what was made, then ends the job.
     async fn end(&self, end: End) -> WorkflowTermination {
-        let options = policy::cleanup(self.place(str::to_owned, policy::patience(policy::BEAT)));
+        let patience = policy::patience(policy::BEAT);
+        // Not even a job that no other host can make waits for one that is gone.
+        let has_home = self.ctx.state(|state| state.home.is_some());
+        let place = self.place(str::to_owned, patience);
+        let options = policy::cleanup(Place { patience: has_home.then_some(patience), ..place });
         // A sweep takes what stays behind; the job's own end does not depend on it.
         let _ = self.ctx.execute_activity(LightActivities::cleanup_resources, (), options).await;
         match end {

@@ -493,7 +493,9 @@ fn a_writer_that_was_stopped_holds_up_no_job() {
     stopped.lock_shared().unwrap();
     let blob = store.put_blob(&key, b"film").unwrap();
     store.publish(&key, &manifest(&store, &blob), &[]).unwrap();
-    let error = store.cleanup(&key).unwrap_err();
+    store.settle_stage(&key, "image", b"done").unwrap();
+    store.unsettle_stage(&key, "image").unwrap();
+    let error = store.cleanup_published(&key).unwrap_err();
     assert!(error.to_string().contains("lock`: another process has held it for"), "{error}");
     stopped.unlock().unwrap();
     store.cleanup(&key).unwrap();

@@ -159,14 +159,15 @@ pub(crate) fn write(rows: &[Row]) {
         Times are from the fault to the first work of the next attempt; for a stop and a cancel, how long it took. \
         Heartbeat timeout 10 s, checkpoint interval 0.1 s, one compute thread, two shared cores.";
     let table = table(rows);
+    let head = table.lines().take(2).map(|line| format!("{line}\n")).collect::<String>();
     // What other series found stays until they run again.
     let there = old.split(BEGIN).nth(1).and_then(|rest| rest.split(END).next()).unwrap_or_default();
     let is_old = |line: &&str| {
         let renewed = rows.iter().any(|row| line.starts_with(&format!("| {} |", row.name)));
-        line.starts_with("| ") && !line.starts_with("| fault |") && !renewed
+        let is_row = line.starts_with("| ") && !line.starts_with("| fault |");
+        is_row && !renewed && line.matches('|').count() == head.matches('|').count() / 2
     };
     let kept: String = there.lines().filter(is_old).map(|line| format!("{line}\n")).collect();
-    let head = table.lines().take(2).map(|line| format!("{line}\n")).collect::<String>();
     let new = table.strip_prefix(&head).unwrap_or_default();
     let text = format!("{before}\n\n{BEGIN}\n{intro}\n\n{head}{kept}{new}{END}\n\n{after}");
     fs::write(&path, format!("{}\n", text.trim())).unwrap();

@@ -50,7 +50,10 @@ fn long() -> Value {
 
 /// Makes frames long enough to be caught at it: large and many, from few runs.
 fn long_encode() -> Value {
-    job("VIDEO", json!({"duration": 4.0, "fps": 60.0, "steps": 1, "width": 1024, "height": 1024}))
+    job(
+        "VIDEO",
+        json!({"duration": 4.0, "fps": 60.0, "steps": 1, "width": 1024, "height": 1024, "size_policy": "fit"}),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -110,7 +110,9 @@ async fn a_job_this_machine_cannot_do_fails_with_its_class() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_hands_the_stage_to_the_next_worker() {
     let mut lab = Lab::working("shutdown").await;
-    let id = lab.submit(&job("VIDEO", json!({"steps": 100, "duration": 8.0}))).await;
+    let id = lab
+        .submit(&job("VIDEO", json!({"steps": 100, "duration": 8.0, "size_policy": "fit"})))
+        .await;
     lab.reach(&id, "denoising", |progress| is_at(progress, "denoise")).await;
     lab.stop().await;
     let waiting =

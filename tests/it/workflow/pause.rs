@@ -177,7 +177,7 @@ async fn a_cancel_while_a_pause_takes_hold_is_a_cancel() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_encoding_that_was_paused_is_made_again() {
     let mut lab = Lab::working("paused-encode").await;
-    let film = json!({"duration": 4.0, "fps": 60.0, "steps": 1, "width": 512, "height": 512});
+    let film = json!({"duration": 4.0, "fps": 60.0, "steps": 1, "width": 512, "height": 512, "size_policy": "fit"});
     let id = lab.submit(&job("VIDEO", film)).await;
     pause_at(&lab, &id, "encode").await;
     lab.jobs.resume(&id).await.expect("taken");
