@@ -240,16 +240,14 @@ impl Jobs {
         &self,
         id: &str,
     ) -> Result<temporalio_client::WorkflowExecutionDescription, Error> {
-        let (handle, patience) = (self.handle(id), Patience::default());
-        let described = loop {
-            let asked = handle.describe(Default::default()).await;
-            if let Err(WorkflowInteractionError::NotFound(status)) = &asked
-                && patience.waited(status).await
-            {
-                continue;
-            }
-            break asked.map_err(|error| self.trouble(id, error))?;
-        };
+        let handle = self.handle(id);
+        let ask = || handle.describe(Default::default());
+        let described = patiently(ask, |error| match error {
+            WorkflowInteractionError::NotFound(status) => Some(status),
+            _ => None,
+        })
+        .await
+        .map_err(|error| self.trouble(id, error))?;
         if described.workflow_type() == WORKFLOW_TYPE {
             Ok(described)
         } else {
@@ -298,23 +296,20 @@ fn is_of_namespace(status: &temporalio_client::tonic::Status) -> bool {
     is_missing && status.message().starts_with("Namespace ")
 }
 
-/// With a namespace that is away, for a bounded time.
-struct Patience(Instant);
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self(Instant::now())
-    }
-}
-
-impl Patience {
-    /// Whether the call that was answered with `status` should be made again; if so, a moment has passed.
-    async fn waited(&self, status: &temporalio_client::tonic::Status) -> bool {
-        let waits = is_of_namespace(status) && self.0.elapsed() < NAMESPACE_AWAY;
-        if waits {
-            tokio::time::sleep(NAMESPACE_PAUSE).await;
+/// Makes `call` again while it is the namespace that was not found, for a bounded time; `status` reads an error of it.
+async fn patiently<T, E, F: Future<Output = Result<T, E>>>(
+    call: impl Fn() -> F,
+    status: impl Fn(&E) -> Option<&temporalio_client::tonic::Status>,
+) -> Result<T, E> {
+    let start = Instant::now();
+    loop {
+        let answer = call().await;
+        let is_away =
+            answer.as_ref().is_err_and(|error| status(error).is_some_and(is_of_namespace));
+        if !is_away || start.elapsed() >= NAMESPACE_AWAY {
+            return answer;
         }
-        waits
+        tokio::time::sleep(NAMESPACE_PAUSE).await;
     }
 }
 

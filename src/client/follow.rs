@@ -17,7 +17,7 @@ use temporalio_common::protos::temporal::api::failure::v1::Failure;
 use temporalio_common::protos::temporal::api::failure::v1::failure::FailureInfo;
 use temporalio_common::protos::temporal::api::workflow::v1::PendingActivityInfo;
 
-use super::{Error, Jobs, Outcome, Patience, is_of_namespace};
+use super::{Error, Jobs, Outcome, is_of_namespace, patiently};
 use crate::job::QUERY_STATUS;
 use crate::job::class::ErrorClass;
 use crate::job::progress::{Detail, JobStatus, Progress, Step};
@@ -241,17 +241,13 @@ fn final_progress(outcome: Outcome, percent: f64) -> Progress {
 
 /// The outcome of a job that is not open any more, and the percent a failed one had reached.
 async fn ended(jobs: &Jobs, id: &str) -> Result<(Outcome, f64), Error> {
-    let (handle, patience) = (jobs.handle(id), Patience::default());
-    let asked = loop {
-        let asked = handle.get_result(WorkflowGetResultOptions::default()).await;
-        if let Err(WorkflowGetResultError::NotFound(status)) = &asked
-            && patience.waited(status).await
-        {
-            continue;
-        }
-        break asked;
-    };
-    let outcome = match asked {
+    let handle = jobs.handle(id);
+    let ask = || handle.get_result(WorkflowGetResultOptions::default());
+    let asked = patiently(ask, |error| match error {
+        WorkflowGetResultError::NotFound(status) => Some(status),
+        _ => None,
+    });
+    let outcome = match asked.await {
         Ok(value) => {
             let data =
                 value.payloads.first().map(|payload| payload.data.as_slice()).unwrap_or_default();

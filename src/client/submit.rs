@@ -11,7 +11,7 @@ use temporalio_common::protos::temporal::api::history::v1::history_event::Attrib
 use temporalio_common::search_attributes::{SearchAttributeKey, SearchAttributes};
 use temporalio_common::{MemoValues, UntypedWorkflow};
 
-use super::{Error, Jobs, Patience};
+use super::{Error, Jobs, patiently};
 use crate::job::{JobType, ValidJob, WORKFLOW_TYPE, parse};
 use crate::worker::policy;
 
@@ -133,18 +133,15 @@ async fn start(
             ])
         }))
         .build();
-    let patience = Patience::default();
-    loop {
+    let start = || {
         let workflow = UntypedWorkflow::new(WORKFLOW_TYPE);
-        let started =
-            jobs.client.start_workflow(workflow, json_argument(input), options.clone()).await;
-        if let Err(WorkflowStartError::Rpc(status)) = &started
-            && patience.waited(status).await
-        {
-            continue;
-        }
-        return Ok(started?.run_id().unwrap_or_default().to_owned());
-    }
+        jobs.client.start_workflow(workflow, json_argument(input), options.clone())
+    };
+    let started = patiently(start, |error| match error {
+        WorkflowStartError::Rpc(status) => Some(status),
+        _ => None,
+    });
+    Ok(started.await?.run_id().unwrap_or_default().to_owned())
 }
 
 fn json_argument(json: &[u8]) -> RawValue {
