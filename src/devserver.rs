@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub use find::find;
 use places::{Places, State};
+pub use process::DYNAMIC_CONFIG;
 
 /// Why there is no dev server.
 #[derive(Debug, thiserror::Error)]

@@ -26,6 +26,18 @@ pub(super) struct State {
     pub(super) ui_url: String,
 }
 
+/// A locked file that is unlocked, not merely closed, in the end: a process that another thread starts at that moment
+/// has a copy of the open file until it becomes its own program, and with it the lock.
+#[derive(Debug)]
+pub(super) struct Turn(File);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // What cannot be unlocked is closed next.
+        let _ = self.0.unlock();
+    }
+}
+
 /// The files of one data folder's server.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
@@ -60,23 +72,23 @@ impl Places {
         Ok(Self::of(&data_dir))
     }
 
-    /// Waits for the turn to join, start or stop; over when the file is dropped.
-    pub(super) async fn take_turn(&self) -> Result<File, Error> {
-        self.lock_within(&self.turn_lock, TURN).await
+    /// Waits for the turn to join, start or stop; over when it is dropped.
+    pub(super) async fn take_turn(&self) -> Result<Turn, Error> {
+        self.lock_within(&self.turn_lock, TURN).await.map(Turn)
     }
 
-    /// Waits until no other server of this user is starting, whatever its data folder; over when the file is dropped.
-    pub(super) async fn start_alone(&self) -> Result<File, Error> {
+    /// Waits until no other server of this user is starting, whatever its data folder; over when it is dropped.
+    pub(super) async fn start_alone(&self) -> Result<Turn, Error> {
         // SAFETY: it only reads the process's own user id.
         let user = unsafe { libc::getuid() };
         let lock = std::env::temp_dir().join(format!("genvideo-{user}-start.lock"));
-        self.lock_within(&lock, TURN).await
+        self.lock_within(&lock, TURN).await.map(Turn)
     }
 
     /// The turn when nobody has it.
-    pub(super) fn try_turn(&self) -> Option<File> {
+    pub(super) fn try_turn(&self) -> Option<Turn> {
         let file = open(&self.turn_lock).ok()?;
-        file.try_lock().ok().map(|()| file)
+        file.try_lock().ok().map(|()| Turn(file))
     }
 
     /// Counts as a user until the file is dropped, by whatever death.

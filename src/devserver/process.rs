@@ -25,9 +25,19 @@ const RETENTION: &str = "720h";
 /// What jobs can be searched by.
 const SEARCH_ATTRIBUTES: [&str; 3] = ["UserId=Keyword", "GvJobType=Keyword", "GvStatus=Keyword"];
 
+/// How the server is set, as `KEY=VALUE` of its dynamic configuration.
+///
 /// Jobs wait in one row, so that priorities hold exactly, and users take turns in it. Jobs that wait since before are
 /// found all the same: only where new ones are put changes.
-const TURNS: [&str; 2] = ["matching.numTaskqueueWritePartitions=1", "matching.enableFairness=true"];
+///
+/// Whoever does not answer a ping loses its connection, and with it the polls that a frozen worker or a machine that
+/// was cut off leaves behind: else the next attempt of a stage is handed to it again, for one more heartbeat timeout.
+pub const DYNAMIC_CONFIG: [&str; 4] = [
+    "matching.numTaskqueueWritePartitions=1",
+    "matching.enableFairness=true",
+    "frontend.keepAliveTime=\"3s\"",
+    "frontend.keepAliveTimeout=\"4s\"",
+];
 
 /// Starts a server and waits until it answers. The caller has the turn.
 pub(super) async fn start(
@@ -135,7 +145,7 @@ async fn spawn(
         .args(["--port", &port.to_string(), "--ui-port", &ui_port.to_string()])
         .arg("--db-filename")
         .arg(&places.database)
-        .args(TURNS.iter().flat_map(|value| ["--dynamic-config-value", value]))
+        .args(DYNAMIC_CONFIG.iter().flat_map(|value| ["--dynamic-config-value", value]))
         .args(SEARCH_ATTRIBUTES.iter().flat_map(|attribute| ["--search-attribute", attribute]))
         .env("TEMPORAL_VERSION_CHECK_DISABLED", "1")
         .current_dir(&places.folder)

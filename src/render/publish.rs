@@ -17,6 +17,22 @@ pub(super) fn publish(
 ) -> Result<JobResult, Error> {
     let store = &inner.settings.store;
     report(hook, "publish", 0, 1)?;
+    let result = stand(store, order, made, hook)?;
+    // The result stands, whatever the hook says now and what is left of the work.
+    if let Err(error) = store.cleanup_published(&order.job_key) {
+        tracing::warn!(%error, key = %order.job_key, "work objects of a finished job stay until the next sweep");
+    }
+    let _ = report(hook, "publish", 1, 1);
+    Ok(result)
+}
+
+/// Writes receipt and manifest, unless an earlier attempt did.
+fn stand(
+    store: &Store,
+    order: &Order,
+    made: &Made,
+    hook: &mut Hook<'_>,
+) -> Result<JobResult, Error> {
     if let Some(result) = earlier(store, order, made)? {
         return Ok(result);
     }
@@ -35,20 +51,12 @@ pub(super) fn publish(
         .map(|asset| &*asset.sha256)
         .collect();
     match store.publish(&order.job_key, &serde_json::to_vec_pretty(&result)?, &files) {
-        Ok(_) => {}
+        Ok(_) => Ok(result),
         // Another attempt was quicker since we looked.
-        Err(store::Error::Conflict { .. }) => {
-            return earlier(store, order, made)?
-                .ok_or_else(|| Error::Order("a manifest both exists and does not".to_owned()));
-        }
-        Err(error) => return Err(error.into()),
+        Err(store::Error::Conflict { .. }) => earlier(store, order, made)?
+            .ok_or_else(|| Error::Order("a manifest both exists and does not".to_owned())),
+        Err(error) => Err(error.into()),
     }
-    if let Err(error) = store.cleanup_published(&order.job_key) {
-        tracing::warn!(%error, key = %order.job_key, "work objects of a finished job stay until the next sweep");
-    }
-    // The result stands, whatever the hook says now.
-    let _ = report(hook, "publish", 1, 1);
-    Ok(result)
 }
 
 /// The result of an earlier attempt: the same files are success, other files a conflict.

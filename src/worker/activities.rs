@@ -147,15 +147,7 @@ impl LightActivities {
     ) -> Result<JobResult, ActivityError> {
         let renderer = self.renderer.clone();
         let order = order(&ctx, task.job, task.plan)?;
-        heartbeat::plain(&ctx, move || {
-            let result = renderer.publish(&order, &task.made, &mut go_on)?;
-            // The result stands; what is left of the work is no reason to fail.
-            if let Err(error) = renderer.store().cleanup_published(&order.job_key) {
-                tracing::warn!(%error, key = %order.job_key, "work files stay until the next sweep");
-            }
-            Ok(result)
-        })
-        .await
+        heartbeat::plain(&ctx, move || renderer.publish(&order, &task.made, &mut go_on)).await
     }
 
     /// Says that somebody works for the queue.

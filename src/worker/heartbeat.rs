@@ -28,6 +28,8 @@ use crate::render::{self, Hook, Report};
 
 /// Longest time between two beats.
 const BEAT: Duration = Duration::from_secs(1);
+/// A stage that ends sooner sends no signal: it would only make the next one wait.
+const SIGNAL_FIRST: Duration = Duration::from_secs(1);
 /// Shortest time between two signals.
 const SIGNAL_GAP: Duration = Duration::from_secs(2);
 /// Longest time between two signals while something moves.
@@ -127,7 +129,16 @@ where
         return Err(ActivityError::application(failure::fatal(ErrorClass::Poison, message)));
     }
     let at_work = Entry::begin(ctx, Some(&first));
-    let mut pulse = Pulse { ctx, lane, beat: first, sent: None, signal: None, at_work, turn: None };
+    let mut pulse = Pulse {
+        ctx,
+        lane,
+        beat: first,
+        begun: Instant::now(),
+        sent: None,
+        signal: None,
+        at_work,
+        turn: None,
+    };
     if !pulse.wait().await {
         return pulse.end(Ok(Err(render::Error::Stopped)), None).await;
     }
@@ -270,6 +281,7 @@ struct Pulse<'a> {
     ctx: &'a ActivityContext,
     lane: &'a Lane,
     beat: Beat,
+    begun: Instant,
     /// When the last signal went out, and what it said.
     sent: Option<(Instant, String, f64)>,
     signal: Option<JoinHandle<()>>,
@@ -347,7 +359,9 @@ impl Pulse<'_> {
     }
 
     fn is_news(&self) -> bool {
-        let Some((when, stage, percent)) = &self.sent else { return true };
+        let Some((when, stage, percent)) = &self.sent else {
+            return self.beat.attempt > 1 || self.begun.elapsed() >= SIGNAL_FIRST;
+        };
         let age = when.elapsed();
         let moved = self.beat.percent - percent;
         age >= SIGNAL_GAP && moved >= SIGNAL_PERCENT

@@ -3,10 +3,13 @@
 
 use std::env;
 use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use genvideo::devserver::{self, DevServer, Error};
@@ -146,7 +149,7 @@ fn two_servers_that_want_the_same_port_at_the_same_moment_both_start() {
     let port = free_port();
     let servers = data.each_ref().map(|data| {
         let data = data.path().to_owned();
-        std::thread::spawn(move || {
+        thread::spawn(move || {
             runtime().block_on(async {
                 let server = DevServer::join_or_start(&data, &program(), Some(port)).await.unwrap();
                 let (address, ui) = (server.address().to_owned(), server.ui_url().to_owned());
@@ -219,7 +222,7 @@ fn a_killed_user_does_not_count() {
             .spawn()
             .unwrap();
         let mut held = [0; 4];
-        std::io::Read::read_exact(user.stdout.as_mut().unwrap(), &mut held).unwrap();
+        user.stdout.as_mut().unwrap().read_exact(&mut held).unwrap();
         user.kill().unwrap();
         user.wait().unwrap();
         server.leave().await.unwrap();
@@ -261,19 +264,37 @@ fn a_start_that_is_given_up_leaves_no_server() {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("data");
         let silent = script(folder.path(), "exec tail -f /dev/null");
+        let (mut said, says) = io::pipe().unwrap();
+        let (waits, let_go) = io::pipe().unwrap();
         let runs = async {
             while devserver::is_running(&data).is_none() {
                 tokio::task::yield_now().await;
             }
+            // A process on its way to become another program, which still has every open file of this one.
+            let mut other = Command::new("true");
+            let mut ends = Some((says, waits));
+            let forked = move || {
+                let (mut says, mut waits) = ends.take().expect("called once");
+                says.write_all(b"x")?;
+                waits.read_exact(&mut [0])
+            };
+            // SAFETY: between fork and exec it writes to one pipe and reads from another.
+            unsafe { other.pre_exec(forked) };
+            let other = thread::spawn(move || other.status());
+            said.read_exact(&mut [0]).unwrap();
+            other
         };
-        tokio::select! {
+        let other = tokio::select! {
             answered = DevServer::join_or_start(&data, &silent, None) => panic!("{answered:?}"),
-            () = runs => {}
-        }
+            other = runs => other,
+        };
         let given_up = Instant::now();
         while devserver::is_running(&data).is_some() {
             assert!(given_up.elapsed() < Duration::from_secs(60), "it still runs");
+            tokio::task::yield_now().await;
         }
+        { let_go }.write_all(b"x").unwrap();
+        assert!(other.join().unwrap().unwrap().success());
     });
 }
 

@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use genvideo::devserver::DYNAMIC_CONFIG;
+
 /// Ports are taken and given back before the server binds them, so another process may be quicker.
 const TRIES: usize = 5;
 
@@ -66,21 +68,9 @@ pub(crate) fn spawn(program: &Path, folder: &Path, port: u16) -> Child {
     let errors = log.try_clone().expect("a second handle");
     let mut command = Command::new(program);
     command
-        .args([
-            "server",
-            "start-dev",
-            "--headless",
-            "--ip",
-            "127.0.0.1",
-            "--log-level",
-            "error",
-            // One row of waiting jobs, users by turns.
-            "--dynamic-config-value",
-            "matching.numTaskqueueWritePartitions=1",
-            "--dynamic-config-value",
-            "matching.enableFairness=true",
-            "--port",
-        ])
+        .args(["server", "start-dev", "--headless", "--ip", "127.0.0.1", "--log-level", "error"])
+        .args(DYNAMIC_CONFIG.iter().flat_map(|value| ["--dynamic-config-value", value]))
+        .arg("--port")
         .arg(port.to_string())
         .arg("--db-filename")
         .arg(folder.join(format!("{port}.db")))
