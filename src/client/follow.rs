@@ -58,6 +58,8 @@ pub(super) async fn watch(
 ) -> Result<Outcome, Error> {
     let mut seen = Seen { last: None, asked: None, asked_at: 0 };
     let mut away_since = None;
+    let mut end = std::pin::pin!(end(jobs, id));
+    let mut has_ended = false;
     loop {
         match look(jobs, id, &mut seen).await {
             Ok(Look::Ended(outcome, percent)) => {
@@ -81,7 +83,19 @@ pub(super) async fn watch(
             }
             Err(error) => return Err(error),
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::select! {
+            () = &mut end, if !has_ended => has_ended = true,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+/// Waits for the job's end, so that nobody has to wait for the next look; for ever where the server cannot tell.
+async fn end(jobs: &Jobs, id: &str) {
+    use WorkflowGetResultError::{NotFound, Rpc};
+    let end = jobs.handle(id).get_result(WorkflowGetResultOptions::default()).await;
+    if matches!(end, Err(NotFound(_) | Rpc(_))) {
+        std::future::pending().await
     }
 }
 
