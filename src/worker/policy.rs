@@ -117,7 +117,7 @@ fn retry(attempts: u32) -> RetryPolicy {
     let final_classes =
         ErrorClass::ALL.iter().filter(|class| !class.retryable()).map(|class| class.name());
     RetryPolicy::builder()
-        .initial_interval(Duration::from_secs(1))
+        .initial_interval(Duration::from_millis(500))
         .backoff_coefficient(2.0)
         .maximum_interval(Duration::from_secs(60))
         .maximum_attempts(attempts)
