@@ -29,6 +29,7 @@ const SETTINGS: &[Setting] = &[
     setting("device", &["GENVIDEO_DEVICE"], "`auto`, `cpu`, `cuda`, `cuda:N` or `metal`"),
     setting("dtype", &["GENVIDEO_DTYPE"], "`auto`, `f32`, `f16` or `bf16`"),
     setting("memory", &["GENVIDEO_MEMORY"], "`auto`, `low` or `full`"),
+    setting("memory_limit", &["GENVIDEO_MEMORY_LIMIT"], "`none` or a size such as `8GiB`"),
     setting("image_model", &["GENVIDEO_IMAGE_MODEL"], "the name of a model"),
     setting("video_model", &["GENVIDEO_VIDEO_MODEL"], "the name of a model"),
     setting("temporal_address", &["TEMPORAL_ADDRESS"], "an address such as `127.0.0.1:7233`"),
@@ -150,6 +151,8 @@ pub struct Config {
     pub dtype: String,
     /// `auto`, `low`, `full`.
     pub memory: String,
+    /// Most bytes of memory that models and runs may take on the device.
+    pub memory_limit: Option<u64>,
     /// Text-to-image model of jobs that name none.
     pub image_model: Option<String>,
     /// Image-to-video model of jobs that name none.
@@ -257,7 +260,8 @@ impl Config {
             temporal_cli: sources.path("temporal_cli")?,
             threads: sources.one("threads", value::threads)?.flatten(),
             shared_store: sources.one("shared_store", value::switch)?.unwrap_or(true),
-            disk_quota: sources.one("disk_quota", value::quota)?.flatten(),
+            memory_limit: sources.one("memory_limit", value::bytes)?.flatten(),
+            disk_quota: sources.one("disk_quota", value::bytes)?.flatten(),
             keep_results: sources.one("keep_results", value::days)?.flatten(),
             data_dir,
             cache_dir,

@@ -45,6 +45,7 @@ use crate::store::{self, BlobRef, JobKey, Store};
 pub use check::check_encoder;
 pub use failure::{class, hint, is_of_device};
 pub use hash::ModelFile;
+pub(crate) use models::gib;
 pub use plan::Plan;
 pub use receipt::{Receipt, StageReceipt};
 pub use verify::{Mismatch, Verdict};
@@ -65,6 +66,8 @@ pub struct Settings {
     pub threads: Option<usize>,
     /// Most work that a dead worker may cost: checkpoints are kept this often.
     pub checkpoint_every: Duration,
+    /// Most bytes of memory that models and runs may take on the device; `None` for what is free.
+    pub memory_limit: Option<u64>,
     /// Most bytes the store may hold; `None` for as many as the disk takes.
     pub disk_quota: Option<u64>,
     /// Text-to-image model of jobs that name none; `None` takes the library's default.
@@ -260,6 +263,16 @@ pub enum Error {
     /// The job does not fit this machine.
     #[error("{}", crate::job::validate::summary(.0))]
     Refused(Vec<Fault>),
+    /// The run takes more memory than there is, as far as can be said before it.
+    #[error("out of memory: this run needs about {}{form}, and {} are there", gib(*.needs), gib(*.have))]
+    ShortOfMemory {
+        /// Bytes that the run takes at least.
+        needs: u64,
+        /// Bytes that are there.
+        have: u64,
+        /// What else is wanted of the run; empty for nothing.
+        form: &'static str,
+    },
     /// Of the engine.
     #[error(transparent)]
     Engine(engine::Error),
@@ -342,21 +355,16 @@ impl Renderer {
         &self.inner.settings.library
     }
 
-    /// The device with its number type and free memory in a few words, or why there is none.
-    pub fn machine(&self) -> String {
-        let opened = self
-            .inner
-            .desk
-            .wait(&mut |_| ControlFlow::Continue(()))
-            .and_then(|mut permit| Ok(permit.compute(&self.inner.settings)?.clone()));
-        match opened {
-            Ok(compute) => {
-                let free =
-                    compute.free_memory().map(|free| format!(", {} free", models::gib(free)));
-                format!("{} {}{}", compute.name(), compute.dtype_name(), free.unwrap_or_default())
-            }
-            Err(error) => format!("without a device: {error}"),
-        }
+    /// The device with its number type in a few words, or why there is none, and the bytes of memory that a run may take.
+    pub fn machine(&self) -> (String, Option<u64>) {
+        let settings = &self.inner.settings;
+        let looked_at =
+            self.inner.desk.wait(&mut |_| ControlFlow::Continue(())).and_then(|mut permit| {
+                let compute = permit.compute(settings)?;
+                let name = format!("{} {}", compute.name(), compute.dtype_name());
+                Ok((name, permit.memory(settings)?))
+            });
+        looked_at.unwrap_or_else(|error| (format!("without a device: {error}"), None))
     }
 
     /// How often weights have been read from the disk.

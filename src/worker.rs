@@ -1,12 +1,13 @@
 //! The Temporal side of a machine that does the work: workflows, activities, and a shutdown that loses nothing.
 //!
 //! Three Temporal workers share one connection: one for workflows and light activities, one for the device, one for
-//! the encoder; each has its own queue and its own number of slots. Where the store is this host's own, three more serve
-//! the jobs whose files are here. What a stage does is [`crate::render`]'s
-//! business. Start from [`run`].
+//! the encoder; each has its own queue and its own number of slots. Another one takes what needs as much memory as
+//! there is here, and where the store is this host's own, three more serve the jobs whose files are here. What a stage
+//! does is [`crate::render`]'s business. Start from [`run`].
 
 pub mod at_work;
 pub mod failure;
+pub mod fleet;
 pub mod heartbeat;
 pub mod workflow;
 
@@ -40,9 +41,6 @@ const STICKY_WAIT: Duration = Duration::from_secs(1);
 const WORKFLOW_SLOTS: usize = 100;
 /// How many light activities may run at once.
 const LIGHT_SLOTS: usize = 4;
-
-/// What stands before the name of a worker's own store in its identity.
-const STORE: &str = ", store ";
 
 /// How a worker works.
 #[derive(Clone, Debug)]
@@ -114,26 +112,6 @@ pub async fn run(
     }
 }
 
-/// Task queues of a worker whose workflows are on `base`.
-pub fn queues(base: &str) -> [String; 3] {
-    [base.to_owned(), policy::device_queue(base), policy::processor_queue(base)]
-}
-
-/// Task queues of the jobs that stay with the worker called `identity`; none where any worker takes any stage.
-pub fn host_queues(base: &str, identity: &str) -> Vec<String> {
-    let host = identity.rsplit_once(STORE).map(|(_, host)| policy::host_queue(base, host));
-    host.map(|host| queues(&host).to_vec()).unwrap_or_default()
-}
-
-/// What a worker with this `machine` is called in the server's records: process, host, machine, its store when that is
-/// its own.
-pub fn identity(machine: &str, store: Option<&str>) -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = if host.trim().is_empty() { "localhost" } else { host.trim() };
-    let store = store.map(|store| format!("{STORE}{store}")).unwrap_or_default();
-    format!("{}@{host} {machine}{store}", std::process::id())
-}
-
 fn panicked() -> Error {
     Error::Run("its thread panicked".to_owned())
 }
@@ -187,10 +165,15 @@ fn workers(
     let queue = &settings.task_queue;
     let heartbeat_timeout = settings.heartbeat_timeout;
     let host = settings.host.as_ref().map(|host| policy::host_queue(queue, host));
-    let (unfit, at) = (unfit.clone(), host.clone());
-    let device = DeviceActivities { renderer: renderer.clone(), unfit, host: at.clone() };
+    let device = DeviceActivities {
+        renderer: renderer.clone(),
+        unfit: unfit.clone(),
+        host: host.clone(),
+        in_hand: Arc::default(),
+    };
     let encoder = EncodeActivities { renderer: renderer.clone() };
-    let light = LightActivities { renderer, heartbeat_timeout, host: at };
+    let light =
+        LightActivities { renderer, heartbeat_timeout, host: host.clone(), queue: queue.clone() };
     let common = |queue: &str, slots| {
         WorkerOptions::new(queue)
             .tuner(tuner(slots))
@@ -218,12 +201,13 @@ fn workers(
     if let Some(host) = &host {
         workers.push(build(common(host, LIGHT_SLOTS).register_activities(light).build())?);
     }
-    for queue in std::iter::once(queue).chain(&host) {
-        let (device, encoder) = (device.clone(), encoder.clone());
-        let (on_device, on_processor) =
-            (policy::device_queue(queue), policy::processor_queue(queue));
-        workers.push(build(common(&on_device, 1).register_activities(device).build())?);
-        workers.push(build(common(&on_processor, 1).register_activities(encoder).build())?);
+    let places = || std::iter::once(queue).chain(&host);
+    for queue in places().map(|place| policy::processor_queue(place)) {
+        workers.push(build(common(&queue, 1).register_activities(encoder.clone()).build())?);
+    }
+    let room = settings.identity.as_ref().and_then(|own| fleet::room_queue(queue, own));
+    for queue in places().map(|place| policy::device_queue(place)).chain(room) {
+        workers.push(build(common(&queue, 1).register_activities(device.clone()).build())?);
     }
     Ok(workers)
 }

@@ -20,7 +20,7 @@ use crate::hub::{Extras, Library, Places};
 use crate::job::class::ErrorClass;
 use crate::render::{Renderer, Settings};
 use crate::store::{Ages, JobKey, Store};
-use crate::worker::{self, WorkerSettings};
+use crate::worker::{self, WorkerSettings, fleet};
 
 /// Port of the embedded server when nobody else has it: the one Temporal clients try by themselves.
 const PORT: u16 = 7233;
@@ -235,11 +235,12 @@ async fn leave(server: DevServer) {
 
 fn worker_settings(config: &Config, renderer: &Renderer) -> Result<WorkerSettings, Failure> {
     let host = (!config.shared_store).then(|| store_name(config)).transpose()?;
+    let (device, memory) = renderer.machine();
     Ok(WorkerSettings {
         task_queue: config.task_queue.clone(),
         heartbeat_timeout: config.heartbeat_timeout,
         drain_deadline: config.drain_deadline,
-        identity: Some(worker::identity(&renderer.machine(), host.as_deref())),
+        identity: Some(fleet::identity(&device, memory, host.as_deref())),
         host,
     })
 }
@@ -296,6 +297,7 @@ pub(crate) fn renderer(config: &Config, store: Store) -> Renderer {
         device: config.device.clone(),
         dtype: config.dtype.clone(),
         memory: config.memory.clone(),
+        memory_limit: config.memory_limit,
         checkpoint_every: config.checkpoint_interval,
         disk_quota: config.disk_quota,
         threads: config.threads,

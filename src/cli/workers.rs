@@ -19,6 +19,9 @@ pub(crate) struct Args {}
 struct Row<'a> {
     identity: &'a str,
     alive: bool,
+    device: &'a str,
+    /// Bytes that a run may take.
+    memory: Option<u64>,
     queues: &'a [String],
     last_seen: Option<String>,
     stages: Vec<Stage<'a>>,
@@ -55,9 +58,12 @@ pub(crate) async fn workers(
             attempt: stage.attempt,
             since: stage.since.and_then(rfc3339),
         });
+        let machine = worker.machine();
         output.object(&Row {
             identity: &worker.identity,
             alive: worker.is_alive(now),
+            device: machine.device,
+            memory: machine.memory,
             queues: &worker.queues,
             last_seen: worker.last_seen.and_then(rfc3339),
             stages: stages.collect(),

@@ -1,22 +1,16 @@
 //! Who works for a task queue, and at what: the pollers the server knows, and the stages it has handed out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use futures::TryStreamExt;
-use temporalio_client::grpc::WorkflowService;
-use temporalio_client::tonic::IntoRequest;
-use temporalio_client::{NamespacedClient, WorkflowListOptions};
+use temporalio_client::WorkflowListOptions;
 use temporalio_common::protos::temporal::api::enums::v1::{PendingActivityState, TaskQueueType};
-use temporalio_common::protos::temporal::api::taskqueue::v1::{PollerInfo, TaskQueue};
-use temporalio_common::protos::temporal::api::workflowservice::v1::DescribeTaskQueueRequest;
 
 use super::{Error, Jobs};
 use crate::job::WORKFLOW_TYPE;
-use crate::worker::{host_queues, queues};
+use crate::worker::fleet::{self, Machine};
 
-/// A worker asks for work at least this often: longer silence means that it has gone, unless a stage of its reports.
-const POLL: Duration = Duration::from_secs(70);
 /// Most running jobs that are looked at.
 const MAX_JOBS: usize = 1000;
 
@@ -47,29 +41,35 @@ pub struct Stage {
 }
 
 impl Worker {
+    /// Its device, its memory and its store, in its own words.
+    pub fn machine(&self) -> Machine<'_> {
+        Machine::of(&self.identity)
+    }
+
     /// Whether it was heard of lately enough to be held for alive at `now`.
     pub fn is_alive(&self, now: SystemTime) -> bool {
-        self.last_seen.is_some_and(|seen| now.duration_since(seen).unwrap_or_default() < POLL)
+        fleet::is_recent(self.last_seen, now)
     }
 }
 
 /// Every worker of the queue `base` and those named after it, those heard of last first.
 pub(super) async fn workers(jobs: &Jobs, base: &str) -> Result<Vec<Worker>, Error> {
     let mut found: BTreeMap<String, Worker> = BTreeMap::new();
-    let mut open: Vec<String> = queues(base).to_vec();
+    let mut open: Vec<String> = fleet::queues(base).to_vec();
     let mut asked = BTreeSet::new();
     while let Some(queue) = open.pop() {
         if !asked.insert(queue.clone()) {
             continue;
         }
         for kind in [TaskQueueType::Workflow, TaskQueueType::Activity] {
-            for poller in pollers(jobs, &queue, kind).await? {
-                open.extend(host_queues(base, &poller.identity));
+            let pollers = fleet::pollers(&jobs.client, &queue, kind).await;
+            for poller in pollers.map_err(|status| jobs.rpc(&status))? {
+                open.extend(fleet::own_queues(base, &poller.identity));
                 let worker = entry(&mut found, &poller.identity);
                 if !worker.queues.contains(&queue) {
                     worker.queues.push(queue.clone());
                 }
-                worker.see(poller.last_access_time.and_then(|time| time.try_into().ok()));
+                worker.see(fleet::last_seen(&poller));
             }
         }
     }
@@ -119,16 +119,4 @@ impl Worker {
     fn see(&mut self, time: Option<SystemTime>) {
         self.last_seen = self.last_seen.max(time);
     }
-}
-
-async fn pollers(jobs: &Jobs, queue: &str, kind: TaskQueueType) -> Result<Vec<PollerInfo>, Error> {
-    let request = DescribeTaskQueueRequest {
-        namespace: jobs.client.namespace(),
-        task_queue: Some(TaskQueue { name: queue.to_owned(), ..TaskQueue::default() }),
-        task_queue_type: kind.into(),
-        ..DescribeTaskQueueRequest::default()
-    };
-    let mut service = jobs.client.clone();
-    let answer = service.describe_task_queue(request.into_request()).await;
-    Ok(answer.map_err(|status| jobs.rpc(&status))?.into_inner().pollers)
 }

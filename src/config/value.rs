@@ -77,7 +77,7 @@ fn duration(text: &str) -> Option<Duration> {
 }
 
 /// `none`, or bytes: `50GB`, `1.5 TB`, `800MiB`; at least one.
-pub(super) fn quota(text: &str) -> Option<Option<u64>> {
+pub(super) fn bytes(text: &str) -> Option<Option<u64>> {
     let text = text.trim().to_ascii_lowercase();
     if text == "none" {
         return Some(None);

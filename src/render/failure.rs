@@ -11,6 +11,7 @@ pub fn class(error: &Error) -> ErrorClass {
     match error {
         Error::Refused(faults) => faults.first().map_or(ErrorClass::Bug, |fault| fault.class),
         Error::Engine(error) => engine_class(error),
+        Error::ShortOfMemory { .. } => ErrorClass::OutOfMemory,
         Error::Media(error) | Error::GivenImage { source: error, .. } => media_class(error),
         Error::Store(error) => store_class(error),
         Error::Hub(error) => hub_class(error),

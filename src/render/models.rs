@@ -147,6 +147,12 @@ impl Permit<'_> {
         open(&mut self.models.compute, settings)
     }
 
+    /// Bytes that a run may take.
+    pub(super) fn memory(&mut self, settings: &Settings) -> Result<Option<u64>, Error> {
+        let compute = self.compute(settings)?.clone();
+        Ok(self.models.memory(&compute, settings.memory_limit))
+    }
+
     /// The image model `wanted`, and `request` cut to the memory that is there.
     pub(super) fn image(
         &mut self,
@@ -158,7 +164,7 @@ impl Permit<'_> {
         let compute = open(&mut self.models.compute, settings)?.clone();
         let mut options = wanted.options.clone();
         let need = estimate::image(&wanted.path, &options, &compute, request)?;
-        let plan = self.models.room(&compute, wanted, &need, memory)?;
+        let plan = self.models.room(&compute, wanted, &need, (memory, settings.memory_limit))?;
         request.tiling = plan.tiled().then_some(LOW_SIDE);
         options.residency = plan.residency();
         let load = |hook: &mut Hook<'_>| {
@@ -182,7 +188,7 @@ impl Permit<'_> {
     ) -> Result<(&VideoModel, Ready), Error> {
         let compute = open(&mut self.models.compute, settings)?.clone();
         let need = estimate::video(&wanted.path, &compute, request)?;
-        let plan = self.models.room(&compute, wanted, &need, memory)?;
+        let plan = self.models.room(&compute, wanted, &need, (memory, settings.memory_limit))?;
         let mut notes = Vec::new();
         if plan.tiled() {
             request.tiling = Some(LOW_SIDE);
@@ -318,18 +324,24 @@ impl MemoryPlan {
 }
 
 impl Models {
+    /// Bytes that a run on `compute` may take, of `limit` at most: those that loaded models hold can be had again.
+    fn memory(&self, compute: &Compute, limit: Option<u64>) -> Option<u64> {
+        let held: u64 = self.loaded.iter().map(|model| model.bytes).sum();
+        let free = compute.free_memory().map(|free| free + held);
+        free.into_iter().chain(limit).min()
+    }
+
     /// Chooses how a run of `wanted` goes, and drops the models that have been unused longest until there is room.
     fn room(
         &mut self,
         compute: &Compute,
         wanted: &Wanted,
         need: &Need,
-        memory: &str,
+        (memory, limit): (&str, Option<u64>),
     ) -> Result<MemoryPlan, Error> {
         // A model that keeps no part in memory only keeps files open.
         self.loaded.retain(|model| model.key == *wanted || model.residency == Residency::Together);
-        let held: u64 = self.loaded.iter().map(|model| model.bytes).sum();
-        let have = compute.free_memory().map(|free| free + held);
+        let have = self.memory(compute, limit);
         let level = choose(memory, need, have)?;
         let plan = MemoryPlan { level, weights: need.weights };
         let Some(have) = have else { return Ok(plan) };
@@ -370,17 +382,15 @@ fn choose(memory: &str, need: &Need, have: Option<u64>) -> Result<Level, Error> 
     let Some(have) = have else { return Ok(levels[0]) };
     let fits = |level: &&Level| bytes_of(**level, need) <= have;
     levels.iter().find(fits).copied().ok_or_else(|| {
-        let least = levels.iter().map(|level| bytes_of(*level, need)).min().unwrap_or(0);
+        let needs = levels.iter().map(|level| bytes_of(*level, need)).min().unwrap_or(0);
         let form = if memory == WHOLE { " without tiles, as in the receipt" } else { "" };
-        let (least, have) = (gib(least), gib(have));
-        let problem = format!("this run needs about {least}{form}, and {have} are there");
-        Error::Engine(engine::Error::OutOfMemory { problem })
+        Error::ShortOfMemory { needs, have, form }
     })
 }
 
 /// Bytes as people read them.
 #[expect(clippy::cast_precision_loss, reason = "one decimal of a GiB is shown")]
-pub(super) fn gib(bytes: u64) -> String {
+pub(crate) fn gib(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
@@ -483,7 +493,7 @@ mod tests {
         ] {
             let mut models = models(&[("first", HUGE), ("second", HUGE)]);
             let need = Need { together: need, in_turn: need, tiled: need, weights: 1 };
-            let plan = models.room(&Compute::cpu(), &key(wanted), &need, "full").unwrap();
+            let plan = models.room(&Compute::cpu(), &key(wanted), &need, ("full", None)).unwrap();
             assert_eq!((plan.residency(), plan.level), (Residency::Together, Level::Together));
             let names: Vec<&str> =
                 models.loaded.iter().filter_map(|model| model.key.path.to_str()).collect();

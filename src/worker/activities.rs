@@ -5,15 +5,18 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use temporalio_common::error::ApplicationFailure;
 use temporalio_macros::activities;
 use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use tokio::sync::Notify;
 
-use super::failure;
+use super::fleet::{self, Peer};
 use super::heartbeat::{self, Lane};
+use super::{failure, policy};
 use crate::job::ValidJob;
 use crate::job::class::ErrorClass;
 use crate::job::result::JobResult;
@@ -107,6 +110,8 @@ pub(crate) struct LightActivities {
     pub(crate) renderer: Renderer,
     pub(crate) heartbeat_timeout: Duration,
     pub(crate) host: Option<String>,
+    /// The queue of the workflows.
+    pub(crate) queue: String,
 }
 
 #[activities]
@@ -159,6 +164,16 @@ impl LightActivities {
         Ok(())
     }
 
+    /// Says who works for the queue, and with what.
+    #[activity(name = "find_workers")]
+    pub(crate) async fn find_workers(
+        self: Arc<Self>,
+        ctx: ActivityContext,
+    ) -> Result<Vec<Peer>, ActivityError> {
+        let found = fleet::peers(&ctx.client(), &self.queue).await;
+        found.map_err(|status| ActivityError::application(ApplicationFailure::new(status)))
+    }
+
     #[activity(name = "cleanup_resources")]
     pub(crate) async fn cleanup_resources(
         self: Arc<Self>,
@@ -177,9 +192,32 @@ pub(crate) struct DeviceActivities {
     /// Told when the device has failed: what its driver says from then on may be of no use.
     pub(crate) unfit: Arc<Notify>,
     pub(crate) host: Option<String>,
+    /// Stages that this process has in hand for the device, from all of the device's queues.
+    pub(crate) in_hand: Arc<AtomicUsize>,
+}
+
+/// A stage for as long as it is in hand.
+struct InHand(Arc<AtomicUsize>);
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl DeviceActivities {
+    /// Takes the stage in hand. There is one device for several queues, so it may be taken: then what nobody else can do
+    /// waits here, and everything else goes back to the server while another worker may be free.
+    async fn take(&self, ctx: &ActivityContext) -> Result<InHand, ActivityError> {
+        let before = self.in_hand.fetch_add(1, Ordering::Relaxed);
+        let in_hand = InHand(self.in_hand.clone());
+        let own = self.host.as_deref().map(policy::device_queue);
+        if before > 0 && own.is_none_or(|own| own != ctx.info().task_queue) {
+            heartbeat::pass_on(ctx).await?;
+        }
+        Ok(in_hand)
+    }
+
     fn mind<T>(unfit: &Notify, outcome: Result<T, render::Error>) -> Result<T, render::Error> {
         if outcome.as_ref().is_err_and(render::is_of_device) {
             unfit.notify_one();
@@ -196,6 +234,7 @@ impl DeviceActivities {
         ctx: ActivityContext,
         task: ImageTask,
     ) -> Result<ImageDone, ActivityError> {
+        let _in_hand = self.take(&ctx).await?;
         let renderer = self.renderer.clone();
         let order = order(&ctx, task.job, task.plan)?;
         let unfit = self.unfit.clone();
@@ -212,6 +251,7 @@ impl DeviceActivities {
         ctx: ActivityContext,
         task: VideoTask,
     ) -> Result<FramesMade, ActivityError> {
+        let _in_hand = self.take(&ctx).await?;
         let (renderer, unfit) = (self.renderer.clone(), self.unfit.clone());
         let order = order(&ctx, task.job, task.plan)?;
         heartbeat::drive(&ctx, &task.lane, None, move |hook| {

@@ -19,6 +19,9 @@ pub(crate) const DIED: &str = "its worker died";
 /// Why there is another attempt after one that was handed back.
 pub(crate) const SHUT_DOWN: &str = "its worker shut down";
 
+/// Why there is another attempt after one whose worker's device was taken.
+pub(crate) const BUSY: &str = "its worker was busy";
+
 /// Details of a failure of a stage.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Details {
@@ -31,6 +34,9 @@ pub struct Details {
     /// The host queue of who failed, where what it made is nowhere else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+    /// Bytes of memory that the stage takes, where its worker has too little.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs: Option<u64>,
 }
 
 /// A failure as the workflow ends with it.
@@ -68,7 +74,7 @@ impl Ended {
                 class: named(failure.type_name().unwrap_or_default()),
                 message: failure.to_string(),
                 faults: failure.details::<Vec<Fault>>().ok().flatten().unwrap_or_default(),
-                hint: failure.details::<Details>().ok().flatten().and_then(|details| details.hint),
+                hint: details(error).and_then(|details| details.hint),
             },
             Some(IncomingError::Timeout(timeout)) => match timeout.timeout_type() {
                 TimeoutType::Heartbeat => {
@@ -85,12 +91,12 @@ impl Ended {
 
     /// Where what a failed activity made is, when it says so.
     pub(crate) fn host(error: &ActivityExecutionError) -> Option<String> {
-        match error.reason() {
-            Some(IncomingError::Application(failure)) => {
-                failure.details::<Details>().ok().flatten()?.host
-            }
-            _ => None,
-        }
+        details(error)?.host
+    }
+
+    /// Bytes of memory that a stage takes which failed because its worker has too little.
+    pub(crate) fn needs(error: &ActivityExecutionError) -> Option<u64> {
+        details(error)?.needs
     }
 
     /// As the workflow's failure: final, since no other run of the same request would do better.
@@ -99,7 +105,8 @@ impl Ended {
             .type_name(self.class.name().to_owned())
             .non_retryable(!self.class.retryable());
         if self.faults.is_empty() {
-            builder.details(Details { hint: self.hint, percent: Some(percent), host: None }).build()
+            let details = Details { hint: self.hint, percent: Some(percent), ..Details::default() };
+            builder.details(details).build()
         } else {
             builder.details(self.faults).build()
         }
@@ -118,7 +125,32 @@ pub(crate) fn of_render(
         .non_retryable(last || !class.retryable());
     match error {
         render::Error::Refused(faults) => builder.details(faults.clone()).build(),
-        _ => builder.details(Details { hint: render::hint(error), percent: None, host }).build(),
+        _ => {
+            let needs = match error {
+                render::Error::ShortOfMemory { needs, .. } => Some(*needs),
+                _ => None,
+            };
+            let hint = render::hint(error);
+            builder.details(Details { hint, host, needs, ..Details::default() }).build()
+        }
+    }
+}
+
+fn details(error: &ActivityExecutionError) -> Option<Details> {
+    match error.reason() {
+        Some(IncomingError::Application(failure)) => failure.details::<Details>().ok().flatten(),
+        _ => None,
+    }
+}
+
+/// Whether the request was refused because its image is not where it was looked at.
+pub(crate) fn lacks_image(error: &ActivityExecutionError) -> bool {
+    match error.reason() {
+        Some(IncomingError::Application(failure)) => {
+            let faults = failure.details::<Vec<Fault>>().ok().flatten().unwrap_or_default();
+            faults.iter().any(|fault| fault.field == "image")
+        }
+        _ => false,
     }
 }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use temporalio_client::{RpcOptions, UntypedSignal, WorkflowSignalOptions};
 use temporalio_common::UntypedWorkflow;
 use temporalio_common::data_converters::{PayloadConverter, RawValue};
+use temporalio_common::error::ApplicationFailure;
 use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
@@ -60,6 +61,9 @@ pub struct Beat {
     /// Attempts before and including this one that ended with an error.
     #[serde(default)]
     pub errors: u32,
+    /// How often a worker gave the stage back because its device was taken.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub passes: u32,
     /// Set in the last beat of an attempt that ended in order.
     #[serde(default)]
     pub closed: bool,
@@ -81,6 +85,10 @@ pub struct Beat {
     /// The host queue of who is at work, where what it makes is nowhere else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 impl Beat {
@@ -226,6 +234,21 @@ pub(crate) fn checkpoint(ctx: &ActivityContext) -> Option<String> {
     first_beat(ctx).checkpoint
 }
 
+/// Gives the stage back to the server, so that another worker may take it; one that came back too often stays.
+pub(crate) async fn pass_on(ctx: &ActivityContext) -> Result<(), ActivityError> {
+    let first = first_beat(ctx);
+    if first.passes >= policy::MAX_PASSES {
+        return Ok(());
+    }
+    let passes = first.passes + 1;
+    let cause = Some(failure::BUSY.to_owned());
+    let beat = Beat { passes, closed: true, waiting: true, cause, ..first };
+    if let Err(error) = ctx.record_heartbeat(beat).await {
+        tracing::warn!(%error, "a heartbeat was not recorded");
+    }
+    Err(ActivityError::application(ApplicationFailure::new(failure::BUSY)))
+}
+
 /// What the attempts before this one left, counted on.
 fn first_beat(ctx: &ActivityContext) -> Beat {
     let last: Option<Beat> = ctx.heartbeat_details().deserialize().ok().flatten();
@@ -254,6 +277,7 @@ fn count_on(last: Option<Beat>, attempt: u32) -> Beat {
         cause: Some(cause),
         deaths,
         errors: last.errors,
+        passes: last.passes,
         percent: last.percent,
         checkpoint: last.checkpoint,
         ..fresh

@@ -21,6 +21,9 @@ pub(crate) const MAX_ERRORS: u32 = 3;
 /// Attempts that ended without a word after which a job is held to be what kills its worker.
 pub(crate) const MAX_DEATHS: u32 = 3;
 
+/// How often a worker whose device is taken gives a stage back that another one may be free for.
+pub(crate) const MAX_PASSES: u32 = 3;
+
 /// Time without a heartbeat after which a short stage is tried again.
 const SHORT_SILENCE: Duration = Duration::from_secs(10);
 
@@ -48,6 +51,12 @@ pub(crate) fn device_queue(base: &str) -> String {
 /// Queue of the stages that need a processor for long.
 pub(crate) fn processor_queue(base: &str) -> String {
     format!("{base}-cpu")
+}
+
+/// Queue of the stages that need `gib` of memory on a device, or of main memory.
+pub(crate) fn room_queue(base: &str, on_cpu: bool, gib: u64) -> String {
+    let kind = if on_cpu { processor_queue(base) } else { device_queue(base) };
+    format!("{kind}-mem-{gib}")
 }
 
 /// How long a host may be silent before a job whose files it has begins anew elsewhere: a restart takes less.

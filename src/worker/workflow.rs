@@ -9,6 +9,8 @@
     reason = "the macros make undocumented constants of the documented handlers"
 )]
 
+mod elsewhere;
+
 use std::time::Duration;
 
 use temporalio_common::data_converters::RawValue;
@@ -38,6 +40,7 @@ use crate::job::{
 use crate::render::plan::VideoPlan;
 use crate::render::{FramesMade, Made, VideoMade};
 use crate::store::BlobRef;
+use elsewhere::Search;
 
 /// One job, from its request to its result.
 #[workflow]
@@ -54,6 +57,8 @@ pub struct GenVideoWorkflow {
     work: Option<WorkflowCancellationToken>,
     /// Queue that those of the job's stages are named after, once its files are with one worker alone.
     home: Option<String>,
+    /// Queue of the job's stages on the device, once they need more memory than some workers have.
+    room: Option<String>,
 }
 
 impl GenVideoWorkflow {
@@ -221,9 +226,12 @@ impl Walk {
         let anywhere = Place { queue: self.ctx.task_queue().to_owned(), patience: None };
         let options = policy::short(anywhere, self.token.clone());
         let ask = Ask { job: self.job.clone(), seed };
-        let prepared = self.settle(
-            self.ctx.execute_activity(LightActivities::validate_request, ask, options).await,
-        )?;
+        let validate = LightActivities::validate_request;
+        let prepared = match self.ctx.execute_activity(validate, ask.clone(), options).await {
+            Err(refused) => self.where_the_image_is(ask, refused).await,
+            prepared => prepared,
+        };
+        let prepared = self.settle(prepared)?;
         if !self.is_movable() {
             self.settle_at(prepared.host.clone());
         }
@@ -366,13 +374,17 @@ impl Walk {
         work: impl AsyncFn(Go) -> Result<T, ActivityExecutionError>,
     ) -> Result<T, End> {
         let band = stage.band(&prepared.plan.shares);
-        let mut patience = policy::patience(heartbeat(prepared));
+        let mut search = Search::new(heartbeat(prepared));
         loop {
             self.enter(stage, band).await?;
+            if let Some(message) = search.waits_for() {
+                self.ctx.state_mut(|state| state.tracker.say(&message));
+            }
             let token = self.token.child_token();
             self.ctx.state_mut(|state| state.work = Some(token.clone()));
             let ticket = self.ctx.state(|state| state.tracker.ticket());
             let lane = Lane { ticket, step: stage.step(), band, title: title.to_owned() };
+            let patience = search.patience;
             let outcome = work(Go { lane, token: token.clone(), patience }).await;
             let last: Option<Beat> = match &outcome {
                 Err(ActivityExecutionError::Cancelled(stop)) => stop.details().ok().flatten(),
@@ -383,14 +395,15 @@ impl Walk {
                 let stopped_at = last.as_ref().map_or(0.0, |beat| beat.percent);
                 state.tracker.reach(if outcome.is_ok() { band.to } else { stopped_at });
             });
-            // What it kept to go on from, or to be removed, is there.
             let failed = outcome.as_ref().err();
-            self.settle_at(last.and_then(|beat| beat.host).or(failed.and_then(Ended::host)));
-            if !token.is_cancelled() && failed.is_some_and(failure::is_unclaimed) {
-                self.call(heartbeat(prepared)).await?;
-                patience = policy::more(patience);
+            if !token.is_cancelled()
+                && let Some(error) = failed
+                && self.elsewhere(error, heartbeat(prepared), &mut search).await?
+            {
                 continue;
             }
+            // What it kept to go on from, or to be removed, is there.
+            self.settle_at(last.and_then(|beat| beat.host).or(failed.and_then(Ended::host)));
             // Whatever else went wrong with a stage that was stopped goes wrong again when the job goes on.
             let is_stopped = outcome.is_err() && token.is_cancelled();
             if !is_stopped || self.token.is_cancelled() {
@@ -465,7 +478,11 @@ impl Walk {
     }
 
     fn device(&self, prepared: &Prepared, limit: Duration, go: &Go) -> ActivityOptions {
-        let place = self.place(policy::device_queue, go.patience);
+        let room = self.ctx.state(|state| state.room.clone().filter(|_| state.home.is_none()));
+        let place = match room {
+            Some(queue) => Place { queue, patience: Some(go.patience) },
+            None => self.place(policy::device_queue, go.patience),
+        };
         let turn = policy::turn(&self.job);
         policy::long(place, go.token.clone(), limit, heartbeat(prepared), turn)
     }

@@ -89,9 +89,9 @@ fn defaults_need_nothing_but_a_home() {
     assert_eq!(config.drain_deadline, Duration::from_secs(30));
     assert_eq!((config.temporal_cli, config.threads), (None, None));
     let config = desk.config();
-    assert_eq!((config.disk_quota, config.keep_results), (None, None));
+    assert_eq!((config.memory_limit, config.disk_quota, config.keep_results), (None, None, None));
     assert!(config.shared_store);
-    assert_eq!(config.origins().len(), 26);
+    assert_eq!(config.origins().len(), 27);
     assert!(config.origins().iter().all(|resolved| resolved.origin == Origin::Default));
     assert!(config.origins()[0].value.ends_with("/home/.local/share/genvideo"));
     for resolved in config.origins() {

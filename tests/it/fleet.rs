@@ -1,5 +1,6 @@
-//! Several workers on one data folder: who works is listed, and one goes on where another was killed. And several with
-//! folders of their own: a job stays with the worker that began it, and is made anew when that one is gone.
+//! Several workers on one data folder: who works is listed, and one goes on where another was killed. Several with
+//! folders of their own: a job stays with the worker that began it, and is made anew when that one is gone. And several
+//! of different size: a job ends up with one that has room for it.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -10,11 +11,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::cli::Machine;
-use crate::support::server;
+use crate::cli::{self, Machine};
+use crate::support::{self, server};
 
 /// Far more than anything takes; a test that hangs ends all the same.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Of several parts.
+const VIDEO: [&str; 6] = ["--job", "video", "--duration", "7", "--fps", "8"];
+const IMAGE: [&str; 2] = ["--job", "image"];
 
 /// Workers of one queue, killed with the test.
 struct Fleet {
@@ -39,6 +44,28 @@ impl Fleet {
             command.env("GENVIDEO_DATA_DIR", data).env("GENVIDEO_SHARED_STORE", "0");
             command.env("GENVIDEO_HEARTBEAT_TIMEOUT", heartbeat);
         })
+    }
+
+    /// Workers that may take so much memory, on one store.
+    fn sized(limits: &[&str]) -> Self {
+        let fleet = Self::with(limits.len(), &|command, index| {
+            command.env("GENVIDEO_MEMORY_LIMIT", limits[index]);
+        });
+        fleet.all_there()
+    }
+
+    /// Goes on when every worker has asked for work of every kind.
+    fn all_there(mut self) -> Self {
+        self.wait("every worker", |fleet| {
+            let is_there = |worker: &Value| {
+                let own =
+                    if worker["identity"].as_str().unwrap().contains("store ") { 3 } else { 0 };
+                worker["queues"].as_array().unwrap().len() == 4 + own
+            };
+            let workers = fleet.list();
+            (workers.len() == fleet.workers.len() && workers.iter().all(is_there)).then_some(())
+        });
+        self
     }
 
     fn with(count: usize, change: &dyn Fn(&mut Command, usize)) -> Self {
@@ -67,11 +94,51 @@ impl Fleet {
         self.machine.objects(&self.with_server(&["workers"]))
     }
 
+    /// Submits a job of this machine's data folder, or of a worker's own.
+    fn submit(&self, id: &str, data: &str, flags: &[&str]) {
+        let flags =
+            [&["submit", "a red ball", "--id", id, "--seed", "7", "--size", "64x64"], flags];
+        let mut command = self.machine.command(&self.with_server(&flags.concat()));
+        command.env("GENVIDEO_DATA_DIR", self.machine.path(data));
+        let answer = cli::finish(command);
+        assert_eq!(answer.code, Some(0), "{flags:?}\n{}", answer.stderr);
+    }
+
     /// Submits a video of several parts, under the queue's own name.
     fn submit_video(&self) {
-        let flags = ["--job", "video", "--size", "64x64", "--duration", "7", "--fps", "8"];
-        let flags = [&["submit", "a red ball", "--id", &self.queue, "--seed", "7"], &flags[..]];
-        self.machine.ok(&self.with_server(&flags.concat()));
+        self.submit(&self.queue, "data", &VIDEO);
+    }
+
+    fn watch(&self, id: &str) {
+        self.machine.ok(&self.with_server(&["watch", id]));
+    }
+
+    /// What is said of a job that fails for want of memory.
+    fn refusal(&self, id: &str) -> String {
+        let answer = self.machine.run(&self.with_server(&["watch", id]));
+        assert_eq!(answer.code, Some(5), "{}\n{}", answer.stdout, answer.stderr);
+        answer.stderr
+    }
+
+    /// A picture that jobs may start from.
+    fn picture(&self) -> String {
+        let path = self.machine.path("given.png");
+        image::RgbImage::from_pixel(64, 64, image::Rgb([200, 30, 30])).save(&path).unwrap();
+        path.into_os_string().into_string().unwrap()
+    }
+
+    /// Submits jobs of which anybody may take any stage, until one went the way that `wanted` tells by its stages; gives
+    /// its id.
+    fn until(&self, submit: impl Fn(&str), wanted: impl Fn(&[(String, u32)]) -> bool) -> String {
+        for _ in 0..30 {
+            let id = genvideo::client::fresh_id();
+            submit(&id);
+            self.watch(&id);
+            if wanted(&self.stages(&id)) {
+                return id;
+            }
+        }
+        panic!("thirty jobs, and none went that way");
     }
 
     /// The process that is at `activity`.
@@ -88,9 +155,16 @@ impl Fleet {
         dead.wait().unwrap();
     }
 
-    /// Which process ended each stage, in order.
-    fn stages(&self) -> Vec<(String, u32)> {
-        let history = self.machine.ok(&self.with_server(&["history", &self.queue]));
+    /// Replays a job's history, and keeps it as `Lab::replay` does.
+    fn replay(&self, id: &str, name: &str) {
+        let history = self.machine.ok(&self.with_server(&["history", id]));
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(support::replay_and_keep(history.as_bytes(), name));
+    }
+
+    /// Which process ended each stage of a job, in order.
+    fn stages(&self, id: &str) -> Vec<(String, u32)> {
+        let history = self.machine.ok(&self.with_server(&["history", id]));
         let history: Value = serde_json::from_str(&history).unwrap();
         let events = history["events"].as_array().unwrap();
         let event = |id: &Value| events.iter().find(|event| event["event_id"] == *id).unwrap();
@@ -142,14 +216,11 @@ fn process_of(identity: &str) -> Option<u32> {
 
 #[test]
 fn a_job_stays_with_the_worker_that_has_its_files() {
-    let mut fleet = Fleet::apart(2, "60s");
-    let queues = |fleet: &Fleet| -> Vec<usize> {
-        fleet.list().iter().map(|worker| worker["queues"].as_array().unwrap().len()).collect()
-    };
-    fleet.wait("both workers", |fleet| (queues(fleet) == [6, 6]).then_some(()));
+    let fleet = Fleet::apart(2, "60s").all_there();
     fleet.submit_video();
-    fleet.machine.ok(&fleet.with_server(&["watch", &fleet.queue]));
-    let stages = fleet.stages();
+    fleet.watch(&fleet.queue);
+    fleet.replay(&fleet.queue, "host");
+    let stages = fleet.stages(&fleet.queue);
     let home = stages.iter().find(|(name, _)| name == "gen_image").unwrap().1;
     assert!(stages.iter().filter(|(name, _)| name == "gen_video").count() >= 2, "{stages:?}");
     for (name, process) in &stages {
@@ -160,21 +231,21 @@ fn a_job_stays_with_the_worker_that_has_its_files() {
 
 #[test]
 fn a_job_whose_worker_is_gone_for_good_is_made_by_another() {
-    let mut fleet = Fleet::apart(2, "3s");
-    fleet.wait("both workers", |fleet| (fleet.list().len() == 2).then_some(()));
+    let mut fleet = Fleet::apart(2, "3s").all_there();
     fleet.submit_video();
     let first = fleet.wait("a worker at the video", |fleet| fleet.at("gen_video"));
     fleet.kill(first);
-    fleet.machine.ok(&fleet.with_server(&["watch", &fleet.queue]));
+    fleet.watch(&fleet.queue);
+    fleet.replay(&fleet.queue, "host-gone");
     let second = fleet.workers[0].0.id();
-    let images: Vec<u32> = fleet
-        .stages()
+    let stages = fleet.stages(&fleet.queue);
+    let images: Vec<u32> = stages
+        .iter()
         .into_iter()
-        .filter_map(|(name, process)| (name == "gen_image").then_some(process))
+        .filter_map(|(name, process)| (name == "gen_image").then_some(*process))
         .collect();
     assert_eq!(images, [first, second]);
-    let (last, process) = fleet.stages().pop().unwrap();
-    assert_eq!((last.as_str(), process), ("publish", second));
+    assert_eq!(stages.last().unwrap(), &("publish".to_owned(), second));
 }
 
 #[test]
@@ -219,4 +290,100 @@ fn a_worker_goes_on_where_a_killed_one_was() {
     let receipt = stdout.lines().last().unwrap();
     let told = fleet.machine.ok(&["verify", receipt]);
     assert!(told.starts_with("equal: 150 steps, 1 decoded chunks"), "{told}");
+}
+
+#[test]
+fn a_job_with_a_given_image_goes_to_the_host_that_has_it() {
+    let fleet = Fleet::apart(2, "3s").all_there();
+    let (picture, home) = (fleet.picture(), fleet.workers[0].0.id());
+    let submit = |id: &str| {
+        fleet.submit(id, "data-0", &[&IMAGE[..], &["--image", &picture]].concat());
+    };
+    let id = fleet.until(submit, |stages| {
+        let made = stages.iter().filter(|(name, _)| name == "gen_image");
+        assert!(made.map(|(_, process)| *process).eq([home]), "{stages:?}");
+        stages.iter().any(|(name, _)| name == "find_workers")
+    });
+    fleet.replay(&id, "image-elsewhere");
+}
+
+#[test]
+fn a_worker_takes_one_stage_for_its_device_however_many_queues_that_has() {
+    let mut fleet = Fleet::apart(2, "3s").all_there();
+    let (busy, free) = (fleet.workers[0].0.id(), fleet.workers[1].0.id());
+    // It has its image on one host, whose own queue it goes to.
+    let redrawn = ["--image", &fleet.picture(), "--strength", "1", "--steps", "150"];
+    fleet.submit(&fleet.queue, "data-0", &[&IMAGE[..], &redrawn[..]].concat());
+    fleet.wait("the first job at work", |fleet| {
+        let status = fleet.machine.objects(&fleet.with_server(&["status", &fleet.queue]));
+        (status[0]["detail"]["stage"] == "denoise").then_some(())
+    });
+    assert_eq!(fleet.at("gen_image"), Some(busy));
+    for count in 0..3 {
+        let id = format!("{}-{count}", fleet.queue);
+        fleet.submit(&id, "data", &[&IMAGE[..], &["--steps", "1"]].concat());
+        fleet.watch(&id);
+        let made = fleet.stages(&id).into_iter().find(|(name, _)| name == "gen_image").unwrap();
+        assert_eq!(made.1, free);
+        assert_eq!(fleet.at("gen_image"), Some(busy), "the first job ended too soon for this test");
+    }
+    fleet.watch(&fleet.queue);
+}
+
+#[test]
+fn a_job_goes_to_a_worker_with_room_for_it() {
+    let fleet = Fleet::sized(&["64MiB", "none"]);
+    let (small, large) = (fleet.workers[0].0.id(), fleet.workers[1].0.id());
+    let listed = fleet.list();
+    let listed = listed
+        .iter()
+        .find(|worker| process_of(worker["identity"].as_str().unwrap()) == Some(small))
+        .unwrap();
+    assert_eq!(listed["device"], "cpu f32");
+    assert!((1 << 20..1 << 30).contains(&listed["memory"].as_u64().unwrap()), "{listed}");
+    let id = fleet.until(
+        |id| fleet.submit(id, "data", &VIDEO),
+        |stages| {
+            let by_large =
+                |(name, process): &(String, u32)| *process == large || !name.starts_with("gen_");
+            assert!(stages.iter().all(by_large), "{stages:?}");
+            let asked = stages.iter().filter(|(name, _)| name == "find_workers").count();
+            assert!(asked <= 1, "decided once: {stages:?}");
+            asked == 1
+        },
+    );
+    fleet.replay(&id, "room");
+    // What needs no model runs anywhere.
+    let picture = fleet.picture();
+    fleet.until(
+        |id| fleet.submit(id, "data", &[&IMAGE[..], &["--image", &picture]].concat()),
+        |stages| stages.contains(&("gen_image".to_owned(), small)),
+    );
+}
+
+#[test]
+fn a_job_that_no_worker_has_room_for_is_refused() {
+    let fleet = Fleet::sized(&["64MiB", "300MiB"]);
+    fleet.submit(&fleet.queue, "data", &IMAGE);
+    let text = fleet.refusal(&fleet.queue);
+    for part in ["this run needs about 0.4 GiB", "the largest of 2 workers has 0.3 GiB"] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(!text.contains("waited"), "{text}");
+    fleet.replay(&fleet.queue, "room-none");
+}
+
+#[test]
+fn a_job_waits_for_a_worker_with_room_no_longer_than_it_seems_to_be_there() {
+    let mut fleet = Fleet::sized(&["64MiB", "none"]);
+    let large = fleet.workers[1].0.id();
+    fleet.kill(large);
+    fleet.submit(&fleet.queue, "data", &IMAGE);
+    fleet.wait("a job that waits", |fleet| {
+        let status = fleet.machine.objects(&fleet.with_server(&["status", &fleet.queue]));
+        status[0]["message"].as_str()?.starts_with("waiting for a worker with").then_some(())
+    });
+    let text = fleet.refusal(&fleet.queue);
+    assert!(text.contains(" s for a larger one"), "{text}");
+    fleet.replay(&fleet.queue, "room-gone");
 }

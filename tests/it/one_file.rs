@@ -160,6 +160,7 @@ fn renderer(folder: &Path, memory: &str) -> Renderer {
         dtype: "f32".to_owned(),
         memory: memory.to_owned(),
         checkpoint_every: std::time::Duration::from_secs(10),
+        memory_limit: None,
         disk_quota: None,
         threads: None,
         image_model: None,

@@ -56,6 +56,7 @@ fn settings(store: Store) -> Settings {
         dtype: "f32".to_owned(),
         memory: "auto".to_owned(),
         checkpoint_every: std::time::Duration::ZERO,
+        memory_limit: None,
         disk_quota: None,
         threads: None,
         image_model: None,

@@ -1,6 +1,6 @@
 //! Recorded histories of every release against today's workflow: what ran once must be able to go on.
 //!
-//! `tests/histories/<version>/` holds what `GENVIDEO_HISTORIES=<folder> cargo test --release --test it workflow::` wrote with that
+//! `tests/histories/<version>/` holds what `GENVIDEO_HISTORIES=<folder> cargo test --release --test it workflow:: fleet::` wrote with that
 //! version. A change that fails here belongs behind `ctx.patched`.
 
 use std::path::{Path, PathBuf};

@@ -265,12 +265,17 @@ impl Lab {
     /// Replays the job's history against today's workflow; `GENVIDEO_HISTORIES` also keeps it under `name`.
     pub(crate) async fn replay(&self, id: &str, name: &str) {
         let history = self.jobs.history_json(id).await.expect("a history");
-        replay(&history).await.unwrap_or_else(|error| panic!("{name}: {error}"));
-        if let Some(folder) = std::env::var_os("GENVIDEO_HISTORIES") {
-            let folder = PathBuf::from(folder);
-            std::fs::create_dir_all(&folder).expect("a folder for histories");
-            std::fs::write(folder.join(format!("{name}.json")), history).expect("a history file");
-        }
+        replay_and_keep(&history, name).await;
+    }
+}
+
+/// Replays a history against today's workflow; `GENVIDEO_HISTORIES` also keeps it under `name`.
+pub(crate) async fn replay_and_keep(history: &[u8], name: &str) {
+    replay(history).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+    if let Some(folder) = std::env::var_os("GENVIDEO_HISTORIES") {
+        let folder = PathBuf::from(folder);
+        std::fs::create_dir_all(&folder).expect("a folder for histories");
+        std::fs::write(folder.join(format!("{name}.json")), history).expect("a history file");
     }
 }
 

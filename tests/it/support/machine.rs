@@ -23,6 +23,7 @@ pub(crate) fn renderer(store: &Path, folder: &Path) -> Renderer {
         memory: "auto".to_owned(),
         checkpoint_every: std::time::Duration::from_secs(1),
         threads: None,
+        memory_limit: None,
         disk_quota: None,
         image_model: None,
         video_model: None,
