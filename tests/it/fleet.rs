@@ -241,7 +241,6 @@ fn a_job_whose_worker_is_gone_for_good_is_made_by_another() {
     let stages = fleet.stages(&fleet.queue);
     let images: Vec<u32> = stages
         .iter()
-        .into_iter()
         .filter_map(|(name, process)| (name == "gen_image").then_some(*process))
         .collect();
     assert_eq!(images, [first, second]);
