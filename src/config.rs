@@ -18,6 +18,7 @@ pub use value::Secret;
 /// Every setting: its key in a configuration file, its variables (the first one found wins), and what it wants.
 const SETTINGS: &[Setting] = &[
     setting("data_dir", &["GENVIDEO_DATA_DIR"], "a folder"),
+    setting("store", &["GENVIDEO_STORE"], "a folder or a bucket such as `s3://videos/team`"),
     setting("cache_dir", &["GENVIDEO_CACHE_DIR"], "a folder"),
     setting("models_dirs", &["GENVIDEO_MODELS_DIR"], "a list of folders"),
     setting("hf_home", &["HF_HOME"], "a folder"),
@@ -129,6 +130,8 @@ pub struct Flags {
 pub struct Config {
     /// Store, dev-server database.
     pub data_dir: PathBuf,
+    /// Where results and work in progress are: a folder, or `s3://BUCKET/PREFIX` as it stands.
+    pub store: PathBuf,
     /// Unpacked default models, downloaded tools.
     pub cache_dir: PathBuf,
     /// Folders that hold models, searched in this order.
@@ -220,6 +223,8 @@ impl Config {
         let base = sources.base_folders()?;
         let data_dir = sources.path("data_dir")?;
         let data_dir = sources.or_default("data_dir", data_dir, || base.data.join("genvideo"));
+        let store = sources.place("store")?;
+        let store = sources.or_default("store", store, || data_dir.join("store"));
         let cache_dir = sources.path("cache_dir")?;
         let cache_dir = sources.or_default("cache_dir", cache_dir, || base.cache.join("genvideo"));
         let models_dirs = sources.paths("models_dirs")?;
@@ -264,6 +269,7 @@ impl Config {
             disk_quota: sources.one("disk_quota", value::bytes)?.flatten(),
             keep_results: sources.one("keep_results", value::days)?.flatten(),
             data_dir,
+            store,
             cache_dir,
             models_dirs,
             hf_home,

@@ -1,50 +1,42 @@
 //! Where results live: blobs under their content hash, one manifest a job, checkpoints, temporary files.
 //!
-//! Over `object_store` (a local folder today), with the same commit protocol everywhere: write aside, sync, then
-//! create if absent. Layout under the root: `blobs/<sha256>`, `jobs/<job key>/manifest.json`,
+//! Over `object_store`: a folder, or a bucket of an S3-compatible server (`bucket.rs`), with the same commit protocol:
+//! write aside, sync, then create if absent. Keys: `blobs/<sha256>`, `jobs/<job key>/manifest.json`,
 //! `work/<job key>/<sha256>`, `work/<job key>/stages/<stage>`, `work/<job key>/<stage>/<sha256>` for checkpoints,
-//! `claims/<job key or imported>/<sha256>`, `tmp/`, `lock`. A claim says that a job put or
-//! published a blob; a blob without claims is rubbish. Writers hold `lock` shared, removal (`clean.rs`) holds it alone;
-//! neither waits for ever, since a process that was stopped may hold it.
+//! `claims/<job key or imported>/<sha256>`. A claim says that a job put or published a blob; a blob without claims is
+//! rubbish. Writers hold the store's lock (`lock.rs`) together, removal (`clean.rs`) holds it alone. Temporary files,
+//! in `tmp/`, are always in a local folder.
 //!
 //! The API is synchronous and meant for blocking threads. Start from [`Store`].
 
 pub mod key;
 
+mod bucket;
 mod clean;
+mod lock;
+mod objects;
 mod url;
 mod work;
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::executor::block_on;
+use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
-use object_store::path::Path as ObjectPath;
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::failpoint;
 pub use clean::{Ages, Swept};
 pub use key::{JobKey, hash as sha256, hex};
+use objects::backend;
 
 /// Bytes of a file that are held in memory at once.
 const PIECE: u64 = 8 << 20;
-/// Longest that a writer waits for removal: a sweep of a large store.
-const SHARED_WITHIN: Duration = Duration::from_secs(300);
-/// Longest that removal waits for writers where it matters, and the watcher of one that hangs ends it meanwhile.
-const ALONE_WITHIN: Duration = Duration::from_secs(20);
-/// Longest that it waits where what stays does no harm until a sweep.
-const BRIEFLY: Duration = Duration::from_secs(2);
-/// Longest pause between two tries for the lock.
-const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// Claims of blobs that came without a job.
 const IMPORTED: &str = "imported";
 
@@ -117,6 +109,38 @@ pub enum Error {
         /// What was given.
         suffix: String,
     },
+    /// An address that is no bucket's.
+    #[error(
+        "`{address}` is not the address of a bucket, `s3://BUCKET` or `s3://BUCKET/PREFIX` wanted"
+    )]
+    Address {
+        /// What was given.
+        address: String,
+    },
+    /// A store that needs a feature of the build.
+    #[error("the store `{address}` needs a genvideo built with the feature `s3`")]
+    NotBuilt {
+        /// The bucket.
+        address: String,
+    },
+    /// A server that lets several writers create one object; then a job could be published twice.
+    #[error(
+        "the server of `{address}` does not create an object only if it is absent: {winners} of {writers} writers of one key were told that they made it"
+    )]
+    NotExclusive {
+        /// The bucket.
+        address: String,
+        /// Writers that were told so.
+        winners: usize,
+        /// All writers.
+        writers: usize,
+    },
+    /// This process was stopped for so long that others took its lock for a dead one's.
+    #[error("the lock `{key}` of the store was held for too long without a sign of life")]
+    LockLost {
+        /// The lock's object.
+        key: String,
+    },
     /// Anything else the backend reports.
     #[error("the store failed at `{key}`: {message}")]
     Backend {
@@ -156,7 +180,7 @@ impl TempFile {
     }
 }
 
-/// A store under one folder. Cheap to clone, usable from any thread and from several processes at once.
+/// A store in one place. Cheap to clone, usable from any thread and from several processes at once.
 #[derive(Clone, Debug)]
 pub struct Store {
     inner: Arc<Inner>,
@@ -165,7 +189,9 @@ pub struct Store {
 #[derive(Debug)]
 struct Inner {
     root: PathBuf,
-    objects: LocalFileSystem,
+    objects: Arc<dyn ObjectStore>,
+    /// Address of the bucket; `None` when the objects are files under `root`.
+    bucket: Option<String>,
 }
 
 /// Where the content of a blob comes from.
@@ -175,20 +201,32 @@ enum Content<'a> {
 }
 
 impl Store {
-    /// The store under `root`, made when it is not there.
+    /// The store under the folder `root`, made when it is not there.
     pub fn open(root: &Path) -> Result<Self, Error> {
-        for folder in ["blobs", "jobs", "work", "claims", "tmp"] {
-            let folder = root.join(folder);
-            fs::create_dir_all(&folder).map_err(|source| writing(&folder, source))?;
-        }
-        let root = fs::canonicalize(root).map_err(|source| writing(root, source))?;
+        let root = folders(root, &["blobs", "jobs", "work", "claims", "tmp"])?;
         let objects = LocalFileSystem::new_with_prefix(&root)
             .map_err(|source| backend(&root, "", &source))?
             .with_fsync(true);
-        Ok(Self { inner: Arc::new(Inner { root, objects }) })
+        Ok(Self { inner: Arc::new(Inner { root, objects: Arc::new(objects), bucket: None }) })
     }
 
-    /// The folder, absolute.
+    /// The store at `address`, `s3://BUCKET` or `s3://BUCKET/PREFIX`, with its temporary files under `scratch`. The
+    /// `variables` of the environment name the server and the credentials (`AWS_…`). The bucket must be there, and
+    /// its server must create an object only if it is absent; that is tried here.
+    pub fn open_bucket(
+        address: &str,
+        variables: &[(String, String)],
+        scratch: &Path,
+    ) -> Result<Self, Error> {
+        let objects = bucket::connect(address, variables)?;
+        let root = folders(scratch, &["tmp"])?;
+        let bucket = Some(address.trim_end_matches('/').to_owned());
+        let store = Self { inner: Arc::new(Inner { root, objects, bucket }) };
+        store.check_exclusive(address)?;
+        Ok(store)
+    }
+
+    /// The folder, absolute; of a store in a bucket the one with the temporary files.
     pub fn root(&self) -> &Path {
         &self.inner.root
     }
@@ -216,17 +254,34 @@ impl Store {
 
     /// Whether there is a blob of that name; its content is not checked.
     pub fn has_blob(&self, sha256: &str) -> Result<bool, Error> {
-        Ok(self.blob_path(sha256)?.is_file())
+        self.is_there(&format!("blobs/{}", key::content_hash(sha256)?))
     }
 
-    /// The blob as a `file://` address, percent-encoded.
+    /// The blob as a `file://` address, percent-encoded, or an `s3://` one.
     pub fn blob_url(&self, sha256: &str) -> Result<String, Error> {
-        Ok(url::of_file(&self.blob_path(sha256)?))
+        let key = format!("blobs/{}", key::content_hash(sha256)?);
+        Ok(match &self.inner.bucket {
+            None => url::of_file(&self.inner.root.join(key)),
+            Some(address) => format!("{address}/{key}"),
+        })
     }
 
-    /// Where the blob lies, whether it is there or not.
+    /// Where the blob lies, whether it is there or not. A blob in a bucket is fetched, checked against its name and
+    /// kept as a temporary file.
     pub fn blob_path(&self, sha256: &str) -> Result<PathBuf, Error> {
-        Ok(self.inner.root.join("blobs").join(key::content_hash(sha256)?))
+        let key = format!("blobs/{}", key::content_hash(sha256)?);
+        if self.inner.bucket.is_none() {
+            return Ok(self.inner.root.join(key));
+        }
+        let path = self.inner.root.join("tmp").join(format!("any-{sha256}"));
+        if !of_file(&path).is_ok_and(|found| found.sha256 == sha256) {
+            let content = self.get_checked(&key, sha256)?;
+            let fetched = self.temp_file(None, "")?;
+            fs::write(fetched.path(), content)
+                .and_then(|()| fs::rename(fetched.path(), &path))
+                .map_err(|source| writing(&path, source))?;
+        }
+        Ok(path)
     }
 
     /// A new empty file under `<root>/tmp` whose name ends in `suffix` (letters, digits, `.`, `-`, `_`); it goes with
@@ -254,7 +309,7 @@ impl Store {
         manifest: &[u8],
         files: &[&str],
     ) -> Result<Published, Error> {
-        let _held = self.lock_shared()?;
+        let held = self.lock_shared()?;
         if let Some(before) = self.manifest(job)? {
             return same_or_conflict(job, &before, manifest);
         }
@@ -266,6 +321,7 @@ impl Store {
         }
         let at = |source| writing(Path::new(&manifest_key(job)), source);
         failpoint::hit("manifest_begun").map_err(at)?;
+        held.keep()?;
         if self.create(&manifest_key(job), manifest)? {
             failpoint::hit("manifest_written").map_err(at)?;
             return Ok(Published::New);
@@ -295,6 +351,9 @@ impl Store {
     /// Says that `owner` needs the blob. Written before the blob is looked at, so that a removal sees it.
     fn claim(&self, owner: &str, sha256: &str) -> Result<(), Error> {
         let key = format!("claims/{owner}/{sha256}");
+        if self.inner.bucket.is_some() {
+            return self.replace(&key, b"");
+        }
         let path = self.inner.root.join(&key);
         match File::options().write(true).open(&path) {
             // It counts from today again.
@@ -304,162 +363,15 @@ impl Store {
             Err(_) => self.create(&key, b"").map(drop),
         }
     }
-
-    /// Puts content under a key that is its hash: nothing to do when it is there and intact, else written anew.
-    fn put_content(&self, key: &str, blob: &BlobRef, content: &Content<'_>) -> Result<(), Error> {
-        let there = self.inner.root.join(key).exists();
-        if there && self.is_intact(key, blob)? {
-            return Ok(());
-        }
-        match content {
-            // Another writer of the same bytes may have come first.
-            Content::Memory(bytes) if !there => {
-                if self.create(key, bytes)? || self.is_intact(key, blob)? {
-                    Ok(())
-                } else {
-                    self.replace(key, bytes)
-                }
-            }
-            Content::Memory(bytes) => self.replace(key, bytes),
-            Content::File(path) => self.stream(key, blob, path),
-        }
-    }
-
-    fn is_intact(&self, key: &str, blob: &BlobRef) -> Result<bool, Error> {
-        match self.measure(key) {
-            Ok(found) => Ok(found == *blob),
-            Err(Error::Missing { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Hash and length of what lies under `key`, read in pieces.
-    fn measure(&self, key: &str) -> Result<BlobRef, Error> {
-        let path = ObjectPath::from(key);
-        block_on(async {
-            let mut stream = self.inner.objects.get(&path).await?.into_stream();
-            let (mut hasher, mut bytes) = (Sha256::new(), 0_u64);
-            while let Some(piece) = stream.next().await {
-                let piece = piece?;
-                bytes += piece.len() as u64;
-                hasher.update(&piece);
-            }
-            Ok(BlobRef { sha256: key::hex(&hasher.finalize()), bytes })
-        })
-        .map_err(|source| self.reading(key, &source))
-    }
-
-    /// Creates `key` if absent; false when it is there.
-    fn create(&self, key: &str, content: &[u8]) -> Result<bool, Error> {
-        let payload = PutPayload::from_bytes(Bytes::copy_from_slice(content));
-        let path = ObjectPath::from(key);
-        match block_on(self.inner.objects.put_opts(&path, payload, PutMode::Create.into())) {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            Err(source) => Err(backend(&self.inner.root, key, &source)),
-        }
-    }
-
-    fn replace(&self, key: &str, content: &[u8]) -> Result<(), Error> {
-        let payload = PutPayload::from_bytes(Bytes::copy_from_slice(content));
-        block_on(self.inner.objects.put(&ObjectPath::from(key), payload))
-            .map(|_| ())
-            .map_err(|source| backend(&self.inner.root, key, &source))
-    }
-
-    /// Puts a file in pieces; it appears under `key` whole or not at all.
-    fn stream(&self, key: &str, blob: &BlobRef, path: &Path) -> Result<(), Error> {
-        let failed = |source| backend(&self.inner.root, key, &source);
-        let mut upload =
-            block_on(self.inner.objects.put_multipart(&ObjectPath::from(key))).map_err(failed)?;
-        let poured = pour(upload.as_mut(), path);
-        failpoint::hit("blob_staged").map_err(|source| writing(Path::new(key), source))?;
-        match poured {
-            Ok(found) if found == *blob => block_on(upload.complete()).map(|_| ()).map_err(failed),
-            poured => {
-                // The staged file goes now or with a sweep; what went wrong matters more.
-                block_on(upload.abort()).ok();
-                match poured {
-                    Ok(_) => Err(Error::Changed { path: path.to_owned() }),
-                    Err(Poured::Read(source)) => Err(reading(path, source)),
-                    Err(Poured::Write(source)) => Err(failed(source)),
-                }
-            }
-        }
-    }
-
-    fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
-        let path = ObjectPath::from(key);
-        match block_on(async { self.inner.objects.get(&path).await?.bytes().await }) {
-            Ok(content) => Ok(Some(content)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(source) => Err(self.reading(key, &source)),
-        }
-    }
-
-    fn get_checked(&self, key: &str, sha256: &str) -> Result<Bytes, Error> {
-        let content = self.get(key)?.ok_or_else(|| Error::Missing { key: key.to_owned() })?;
-        let found = key::hash(&content);
-        if found == sha256 {
-            return Ok(content);
-        }
-        Err(Error::Corrupt { key: key.to_owned(), found })
-    }
-
-    fn reading(&self, key: &str, source: &object_store::Error) -> Error {
-        match (source, system_error(source)) {
-            (object_store::Error::NotFound { .. }, _) => Error::Missing { key: key.to_owned() },
-            (_, Some(system)) => reading(&self.inner.root.join(key), system),
-            (other, None) => Error::Backend { key: key.to_owned(), message: other.to_string() },
-        }
-    }
-
-    /// Held while something is put or published: removal waits.
-    fn lock_shared(&self) -> Result<File, Error> {
-        let (path, file) = self.lock_file()?;
-        within(SHARED_WITHIN, || file.try_lock_shared())
-            .map_err(|source| writing(&path, source))?;
-        Ok(file)
-    }
-
-    /// Held while something is removed: nobody puts or publishes.
-    fn lock_alone(&self, patience: Duration) -> Result<File, Error> {
-        let (path, file) = self.lock_file()?;
-        within(patience, || file.try_lock()).map_err(|source| writing(&path, source))?;
-        Ok(file)
-    }
-
-    fn lock_file(&self) -> Result<(PathBuf, File), Error> {
-        let path = self.inner.root.join("lock");
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(|source| writing(&path, source))?;
-        Ok((path, file))
-    }
 }
 
-/// Tries to lock for `time`, and no longer: whoever holds it may have been stopped.
-fn within(time: Duration, lock: impl Fn() -> Result<(), TryLockError>) -> io::Result<()> {
-    let (start, mut pause) = (Instant::now(), Duration::from_millis(1));
-    loop {
-        match lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(TryLockError::Error(error)) => return Err(error),
-            Err(TryLockError::WouldBlock) if start.elapsed() < time => {
-                thread::sleep(pause);
-                pause = (pause * 2).min(LOCK_PAUSE);
-            }
-            Err(TryLockError::WouldBlock) => {
-                let message = format!("another process has held it for {time:?}");
-                return Err(io::Error::new(io::ErrorKind::TimedOut, message));
-            }
-        }
+/// Makes `names` under `root`; gives the absolute path.
+fn folders(root: &Path, names: &[&str]) -> Result<PathBuf, Error> {
+    for name in names {
+        let folder = root.join(name);
+        fs::create_dir_all(&folder).map_err(|source| writing(&folder, source))?;
     }
+    fs::canonicalize(root).map_err(|source| writing(root, source))
 }
 
 fn manifest_key(job: &JobKey) -> String {
@@ -494,27 +406,6 @@ fn next_piece(file: &mut File) -> io::Result<Vec<u8>> {
     Ok(piece)
 }
 
-/// Which side of a copy failed.
-enum Poured {
-    Read(io::Error),
-    Write(object_store::Error),
-}
-
-/// Sends the file at `path` into `upload`; gives the hash and length of what was sent.
-fn pour(upload: &mut dyn MultipartUpload, path: &Path) -> Result<BlobRef, Poured> {
-    let mut file = File::open(path).map_err(Poured::Read)?;
-    let (mut hasher, mut bytes) = (Sha256::new(), 0_u64);
-    loop {
-        let piece = next_piece(&mut file).map_err(Poured::Read)?;
-        if piece.is_empty() {
-            return Ok(BlobRef { sha256: key::hex(&hasher.finalize()), bytes });
-        }
-        hasher.update(&piece);
-        bytes += piece.len() as u64;
-        block_on(upload.put_part(PutPayload::from(piece))).map_err(Poured::Write)?;
-    }
-}
-
 /// What a failed write means.
 pub(crate) fn writing(path: &Path, source: io::Error) -> Error {
     use io::ErrorKind::{QuotaExceeded, StorageFull};
@@ -527,55 +418,4 @@ pub(crate) fn writing(path: &Path, source: io::Error) -> Error {
 
 fn reading(path: &Path, source: io::Error) -> Error {
     Error::Unreadable { path: path.to_owned(), source }
-}
-
-/// What a failed write through the backend means.
-fn backend(root: &Path, key: &str, source: &object_store::Error) -> Error {
-    match system_error(source) {
-        Some(system) => writing(&root.join(key), system),
-        None => Error::Backend { key: key.to_owned(), message: source.to_string() },
-    }
-}
-
-/// The system's error at the bottom of a backend's one.
-fn system_error(source: &object_store::Error) -> Option<io::Error> {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(source);
-    while let Some(error) = cause {
-        if let Some(system) = error.downcast_ref::<io::Error>() {
-            let copy = |code| io::Error::from_raw_os_error(code);
-            return Some(
-                system
-                    .raw_os_error()
-                    .map_or_else(|| io::Error::new(system.kind(), system.to_string()), copy),
-            );
-        }
-        cause = error.source();
-    }
-    None
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn failed_with(source: io::Error) -> Error {
-        let source =
-            object_store::Error::Generic { store: "LocalFileSystem", source: Box::new(source) };
-        backend(Path::new("/data"), "blobs/ab", &source)
-    }
-
-    #[test]
-    fn a_full_disk_is_told_from_a_closed_one() {
-        let full = failed_with(io::Error::from_raw_os_error(libc::ENOSPC));
-        assert!(
-            matches!(&full, Error::DiskFull { path, .. } if path == Path::new("/data/blobs/ab")),
-            "{full}"
-        );
-        let quota = failed_with(io::Error::from_raw_os_error(libc::EDQUOT));
-        assert!(matches!(quota, Error::DiskFull { .. }), "{quota}");
-        for code in [libc::EACCES, libc::EROFS, libc::ENOTDIR] {
-            let closed = failed_with(io::Error::from_raw_os_error(code));
-            assert!(matches!(closed, Error::Unwritable { .. }), "{closed}");
-        }
-    }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::failure::Failure;
 use crate::job::class::ErrorClass;
 use crate::job::result::{Asset, Assets};
-use crate::store::{JobKey, Store};
+use crate::store::{self, JobKey, Store};
 
 /// Longest slug in characters; four bytes each stay under the 255 bytes of a file name.
 const SLUG_CHARACTERS: usize = 48;
@@ -108,8 +108,7 @@ pub(crate) fn copy(store: &Store, out: &Path, assets: &Assets) -> Result<Deliver
 }
 
 fn fill(store: &Store, asset: &Asset, path: &Path, file: &mut File) -> Result<(), Failure> {
-    let source = store.blob_path(&asset.sha256)?;
-    let mut source = File::open(&source).map_err(|error| {
+    let elsewhere = |error: &dyn std::fmt::Display| {
         Failure::of(
             ErrorClass::OutputUnwritable,
             format!("the store does not hold `{}`: {error}", asset.sha256),
@@ -118,7 +117,12 @@ fn fill(store: &Store, asset: &Asset, path: &Path, file: &mut File) -> Result<()
             "the worker that made it keeps another store; it says the file is at {}",
             asset.url
         ))
-    })?;
+    };
+    let source = match store.blob_path(&asset.sha256) {
+        Err(error @ store::Error::Missing { .. }) => return Err(elsewhere(&error)),
+        source => source?,
+    };
+    let mut source = File::open(&source).map_err(|error| elsewhere(&error))?;
     io::copy(&mut source, file)
         .and_then(|_| file.sync_all())
         .map_err(|error| unwritable(path, &error))

@@ -116,7 +116,14 @@ impl From<pull::Error> for Failure {
 
 impl From<store::Error> for Failure {
     fn from(error: store::Error) -> Self {
-        render::Error::from(error).into()
+        match error {
+            store::Error::Address { .. }
+            | store::Error::NotBuilt { .. }
+            | store::Error::NotExclusive { .. } => {
+                Self::new(exit::CONFIG, "CONFIG", error.to_string())
+            }
+            error => render::Error::from(error).into(),
+        }
     }
 }
 

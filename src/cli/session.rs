@@ -2,9 +2,9 @@
 //!
 //! An address that was given is used; without one the embedded dev server of the data folder is joined, or started.
 
+use std::ffi::OsString;
 use std::future::Future;
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -264,14 +264,19 @@ fn store_name(config: &Config) -> Result<String, Failure> {
     Ok(std::fs::read_to_string(&path).map_err(failed)?.trim().to_owned())
 }
 
-/// The store of the data folder.
+/// The store of the configuration; what belongs to one in a bucket for a while is in the data folder.
 pub(crate) fn store(config: &Config) -> Result<Store, Failure> {
-    Ok(Store::open(&store_folder(config))?)
-}
-
-/// Where that store is.
-pub(crate) fn store_folder(config: &Config) -> PathBuf {
-    config.data_dir.join("store")
+    match config.store.to_str().filter(|place| place.starts_with("s3://")) {
+        Some(address) => {
+            // The names are those of the server's other clients, none of our settings.
+            let text = |(name, value): (OsString, OsString)| {
+                Some((name.into_string().ok()?, value.into_string().ok()?))
+            };
+            let variables: Vec<_> = std::env::vars_os().filter_map(text).collect();
+            Ok(Store::open_bucket(address, &variables, &config.data_dir.join("store"))?)
+        }
+        None => Ok(Store::open(&config.store)?),
+    }
 }
 
 /// The models of this machine.

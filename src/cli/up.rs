@@ -40,7 +40,7 @@ pub(crate) fn announce(session: &Session, config: &Config, output: &mut Output) 
         output.line(&format!("web ui      {ui}"));
     }
     output.line(&format!("task queue  {}", config.task_queue));
-    output.line(&format!("files       {}", session::store_folder(config).display()));
+    output.line(&format!("files       {}", config.store.display()));
     output.object(&Ready {
         event: "serving",
         address: &session.target.address,

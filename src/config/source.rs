@@ -9,8 +9,8 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::dotenv;
 use super::{CONFIG_VARIABLE, Flags, Resolved, SETTINGS, SWITCH, SYSTEM_FILE, TEST_VARIABLES};
+use super::{dotenv, value};
 
 /// The setting whose value goes into no message.
 const SECRET: &str = "hf_token";
@@ -292,6 +292,15 @@ impl<'a> Sources<'a> {
     /// The folder or file of a key.
     pub(super) fn path(&mut self, key: &'static str) -> Result<Option<PathBuf>, Error> {
         Ok(self.paths(key)?.and_then(|paths| paths.into_iter().next()))
+    }
+
+    /// The folder of a key, or the address of a bucket as it stands.
+    pub(super) fn place(&mut self, key: &'static str) -> Result<Option<PathBuf>, Error> {
+        let is_bucket = |raw: &Raw| raw.items.iter().any(|item| value::bucket(item).is_some());
+        if self.found.get(key).is_some_and(is_bucket) {
+            return Ok(self.one(key, value::bucket)?.map(PathBuf::from));
+        }
+        self.path(key)
     }
 
     /// The folders of a key.

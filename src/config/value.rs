@@ -147,6 +147,12 @@ pub(super) fn endpoint(text: &str) -> Option<String> {
     plain.then(|| text.to_owned())
 }
 
+/// The address of a bucket; the store looks at the rest of it.
+pub(super) fn bucket(text: &str) -> Option<String> {
+    let text = text.trim();
+    text.starts_with("s3://").then(|| text.to_owned())
+}
+
 /// Yes or no, as the hub's own tools read them.
 pub(super) fn switch(text: &str) -> Option<bool> {
     match text.trim().to_lowercase().as_str() {

@@ -103,12 +103,17 @@ fn store_class(error: &store::Error) -> ErrorClass {
     match error {
         store::Error::DiskFull { .. } => ErrorClass::DiskFull,
         store::Error::Conflict { .. } => ErrorClass::Conflict,
-        store::Error::Key { .. } | store::Error::Suffix { .. } => ErrorClass::Bug,
+        store::Error::Key { .. }
+        | store::Error::Suffix { .. }
+        | store::Error::Address { .. }
+        | store::Error::NotBuilt { .. }
+        | store::Error::NotExclusive { .. } => ErrorClass::Bug,
         store::Error::Unwritable { .. }
         | store::Error::Unreadable { .. }
         | store::Error::Missing { .. }
         | store::Error::Corrupt { .. }
         | store::Error::Changed { .. }
+        | store::Error::LockLost { .. }
         | store::Error::Backend { .. } => ErrorClass::OutputUnwritable,
     }
 }

@@ -4,16 +4,19 @@
 //! no claim but the removed one is left; blobs go before their claims, so that a crash in between leaves a claim,
 //! which the next clean-up sees, and never an unclaimed blob.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::{self, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use object_store::ObjectMeta;
+
 use crate::failpoint;
 
-use super::{ALONE_WITHIN, BRIEFLY, Error, JobKey, Store, key, reading, writing};
+use super::lock::{ALONE_WITHIN, BRIEFLY, Held};
+use super::{Error, JobKey, Store, key, reading, writing};
 
 /// How old things must be to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +45,27 @@ pub struct Swept {
     pub bytes: u64,
 }
 
+/// An object, or a file that is none, such as an upload that was never finished; or an empty folder.
+#[derive(Debug)]
+struct Entry {
+    /// Its key; the path below the root of a store in a folder.
+    key: String,
+    bytes: u64,
+    changed: SystemTime,
+}
+
+impl Entry {
+    fn is_older(&self, than: Duration) -> bool {
+        SystemTime::now().duration_since(self.changed).unwrap_or_default() >= than
+    }
+
+    /// The parts of its key after the first.
+    fn names(&self) -> (&str, &str) {
+        let rest = self.key.split_once('/').map_or("", |(_, rest)| rest);
+        rest.split_once('/').unwrap_or((rest, ""))
+    }
+}
+
 impl Store {
     /// Removes what the job left: its work, its temporary files, and the blobs put for it that its manifest does not
     /// name and no other job claims. Nothing of an unpublished job stays. Does nothing the second time.
@@ -55,8 +79,8 @@ impl Store {
     }
 
     fn cleanup_within(&self, job: &JobKey, patience: Duration) -> Result<(), Error> {
-        let _held = self.lock_alone(patience)?;
-        remove_tree(&self.root().join("work").join(job.as_str()))?;
+        let held = self.lock_alone(patience)?;
+        self.remove_below(&format!("work/{job}"), &held)?;
         failpoint::hit("cleanup").map_err(|source| writing(self.root(), source))?;
         let prefix = format!("{job}-");
         for (name, path) in entries(&self.root().join("tmp"))? {
@@ -67,11 +91,10 @@ impl Store {
         let named = self.named_by(job)?;
         if named.is_none() {
             // At most what a writer left that died while it published.
-            remove_tree(&self.root().join("jobs").join(job.as_str()))?;
+            self.remove_below(&format!("jobs/{job}"), &held)?;
         }
         let kept = named.unwrap_or_default();
-        self.drop_claims(job.as_str(), |sha256| !kept.contains(sha256))?;
-        Ok(())
+        self.drop_claims(job.as_str(), &held, |sha256| !kept.contains(sha256))
     }
 
     /// Removes old temporary files, the work of published jobs, what unpublished jobs and uploads left longer than
@@ -83,84 +106,79 @@ impl Store {
 
     /// As [`sweep`](Self::sweep), and results of a certain age go too; `dry_run` removes nothing and only counts.
     pub fn sweep_with(&self, ages: &Ages, dry_run: bool) -> Result<Swept, Error> {
-        let _held = if dry_run { self.lock_shared()? } else { self.lock_alone(ALONE_WITHIN)? };
-        let rubbish = self.rubbish(ages)?;
+        let held = if dry_run { self.lock_shared()? } else { self.lock_alone(ALONE_WITHIN)? };
+        let rubbish = self.rubbish(ages, &held)?;
         let swept = rubbish.count()?;
         if !dry_run {
-            rubbish.remove()?;
+            self.discard(rubbish, &held)?;
         }
         Ok(swept)
     }
 
     /// Bytes of all that lies in the store.
     pub fn usage(&self) -> Result<u64, Error> {
-        let mut bytes = 0;
-        let mut folders = vec![self.root().to_owned()];
-        while let Some(folder) = folders.pop() {
-            for (_, path) in entries(&folder)? {
-                match metadata(&path)? {
-                    Some(data) if data.is_dir() => folders.push(path),
-                    Some(data) => bytes += data.len(),
-                    None => {}
-                }
-            }
-        }
-        Ok(bytes)
+        Ok(self.below("")?.iter().map(|entry| entry.bytes).sum())
     }
 
     /// What a sweep removes.
-    fn rubbish(&self, ages: &Ages) -> Result<Rubbish, Error> {
+    fn rubbish(&self, ages: &Ages, held: &Held) -> Result<Rubbish, Error> {
         let mut rubbish = Rubbish::default();
         for (_, path) in entries(&self.root().join("tmp"))? {
             rubbish.temp.extend(old_file(path, ages.left_behind)?);
         }
-        let stays = self.published(ages, &mut rubbish)?;
         let mut at_work = HashSet::new();
-        for (name, folder) in entries(&self.root().join("work"))? {
-            let is_over = self.root().join("jobs").join(&name).join("manifest.json").exists();
+        let stays = self.published(ages, &mut rubbish, held)?;
+        for (job, work) in by_first_name(self.below("work")?) {
+            held.keep()?;
             // An id may be used again, so that a job is at work beside the manifest of an earlier one.
+            let is_over = stays.contains_key(&job) || rubbish.jobs.contains(&job);
             let age = if is_over { ages.left_behind.min(DAY) } else { ages.left_behind };
-            if is_tree_older(&folder, age)? {
-                rubbish.work.push(folder);
+            if work.iter().all(|entry| entry.is_older(age)) {
+                rubbish.work.push(job);
             } else {
-                at_work.insert(name);
+                at_work.insert(job);
             }
         }
-        let mut needed: HashSet<OsString> =
-            stays.values().flatten().map(|sha256| OsString::from(sha256.as_str())).collect();
+        let mut needed: HashSet<String> = stays.values().flatten().cloned().collect();
         let mut dropped = HashSet::new();
-        for (owner, folder) in entries(&self.root().join("claims"))? {
-            let is_over = rubbish.jobs.iter().any(|job| job.ends_with(&owner));
-            for (sha256, claim) in entries(&folder)? {
-                let Some(data) = metadata(&claim)? else { continue };
-                let goes = match stays.get(&owner) {
-                    Some(named) => !named.contains(&*sha256.to_string_lossy()),
-                    None if at_work.contains(&owner) => {
-                        is_over && is_older(&data, ages.left_behind.min(DAY))
-                    }
-                    None => is_over || is_older(&data, ages.left_behind),
-                };
-                if goes {
-                    rubbish.claims.push(claim);
-                    dropped.insert(sha256);
-                } else {
-                    needed.insert(sha256);
-                }
-            }
-        }
-        for (name, path) in entries(&self.root().join("blobs"))? {
-            if needed.contains(&name) {
+        for claim in self.below("claims")? {
+            let (owner, sha256) = claim.names();
+            if sha256.is_empty() {
                 continue;
             }
-            if key::content_hash(&name.to_string_lossy()).is_err() {
-                // What a writer that died left beside its target: `<sha256>#1`.
-                rubbish.temp.extend(old_file(path, ages.left_behind)?);
-            } else if dropped.contains(&name) {
-                rubbish.blobs.push(path);
+            let goes = match stays.get(owner) {
+                Some(named) => !named.contains(sha256),
+                None => {
+                    let is_over = rubbish.jobs.iter().any(|job| job == owner);
+                    if at_work.contains(owner) {
+                        is_over && claim.is_older(ages.left_behind.min(DAY))
+                    } else {
+                        is_over || claim.is_older(ages.left_behind)
+                    }
+                }
+            };
+            if goes {
+                dropped.insert(sha256.to_owned());
+                rubbish.claims.push(claim.key);
             } else {
-                rubbish.blobs.extend(old_file(path, ages.left_behind)?);
+                needed.insert(sha256.to_owned());
             }
         }
+        for blob in self.below("blobs")? {
+            let (sha256, _) = blob.names();
+            if needed.contains(sha256) || sha256.is_empty() {
+                continue;
+            }
+            if key::content_hash(sha256).is_err() {
+                // What a writer that died left beside its target: `<sha256>#1`.
+                if blob.is_older(ages.left_behind) && self.inner.bucket.is_none() {
+                    rubbish.temp.push(self.root().join(&blob.key));
+                }
+            } else if dropped.contains(sha256) || blob.is_older(ages.left_behind) {
+                rubbish.blobs.push(blob);
+            }
+        }
+        held.keep()?;
         Ok(rubbish)
     }
 
@@ -169,18 +187,22 @@ impl Store {
         &self,
         ages: &Ages,
         rubbish: &mut Rubbish,
-    ) -> Result<HashMap<OsString, HashSet<String>>, Error> {
+        held: &Held,
+    ) -> Result<HashMap<String, HashSet<String>>, Error> {
         let mut stays = HashMap::new();
-        for (name, folder) in entries(&self.root().join("jobs"))? {
-            let Ok(job) = JobKey::parse(&name.to_string_lossy()) else { continue };
-            let data = metadata(&folder.join("manifest.json"))?;
-            let is_old = |age| data.as_ref().is_some_and(|data| is_older(data, age));
+        for (name, files) in by_first_name(self.below("jobs")?) {
+            let Ok(job) = JobKey::parse(&name) else { continue };
+            held.keep()?;
+            let manifest = files.iter().find(|entry| entry.names().1 == "manifest.json");
+            let is_old = |age| manifest.is_some_and(|entry| entry.is_older(age));
             match self.named_by(&job)? {
-                Some(_) if ages.results.is_some_and(is_old) => rubbish.jobs.push(folder),
+                Some(_) if ages.results.is_some_and(is_old) => rubbish.jobs.push(name),
                 Some(named) => {
                     stays.insert(name, named);
                 }
-                None if is_tree_older(&folder, ages.left_behind)? => rubbish.remains.push(folder),
+                None if files.iter().all(|entry| entry.is_older(ages.left_behind)) => {
+                    rubbish.remains.push(name);
+                }
                 None => {}
             }
         }
@@ -193,46 +215,142 @@ impl Store {
     }
 
     /// Drops those claims of `owner` that `goes` picks, and with each its blob when nobody else claims it.
-    fn drop_claims(&self, owner: &str, goes: impl Fn(&str) -> bool) -> Result<(), Error> {
-        let folder = self.root().join("claims").join(owner);
-        for (sha256, claim) in entries(&folder)? {
-            let sha256 = sha256.to_string_lossy();
-            if !goes(&sha256) {
+    fn drop_claims(
+        &self,
+        owner: &str,
+        held: &Held,
+        goes: impl Fn(&str) -> bool,
+    ) -> Result<(), Error> {
+        let (own, others): (Vec<Entry>, Vec<Entry>) =
+            self.below("claims")?.into_iter().partition(|claim| claim.names().0 == owner);
+        let others: HashSet<&str> = others.iter().map(|claim| claim.names().1).collect();
+        for claim in &own {
+            let (_, sha256) = claim.names();
+            if sha256.is_empty() || !goes(sha256) {
                 continue;
             }
-            if !self.is_claimed_by_others(owner, &sha256)? {
-                remove_file(&self.root().join("blobs").join(&*sha256))?;
+            if !others.contains(sha256) {
+                self.erase(&format!("blobs/{sha256}"), held)?;
             }
-            remove_file(&claim)?;
+            self.erase(&claim.key, held)?;
         }
-        // Not empty when some claims stay, absent when there were none: both are fine.
-        fs::remove_dir(&folder).ok();
+        self.prune(owner);
         Ok(())
     }
 
-    fn is_claimed_by_others(&self, owner: &str, sha256: &str) -> Result<bool, Error> {
-        let claims = entries(&self.root().join("claims"))?;
-        Ok(claims.into_iter().any(|(other, folder)| other != owner && folder.join(sha256).exists()))
+    /// A result goes before its files, and a file before its claim, so that a crash in between leaves nothing that
+    /// names what is gone, and a claim for the next sweep to see.
+    fn discard(&self, rubbish: Rubbish, held: &Held) -> Result<(), Error> {
+        for job in rubbish.jobs.iter().chain(&rubbish.remains) {
+            self.remove_below(&format!("jobs/{job}"), held)?;
+        }
+        for job in &rubbish.work {
+            self.remove_below(&format!("work/{job}"), held)?;
+        }
+        for key in rubbish.blobs.iter().map(|blob| &blob.key).chain(&rubbish.claims) {
+            self.erase(key, held)?;
+        }
+        for file in &rubbish.temp {
+            remove_file(file)?;
+        }
+        for claim in &rubbish.claims {
+            self.prune(claim.split('/').nth(1).unwrap_or_default());
+        }
+        Ok(())
     }
+
+    /// Removes the folder for the claims of `owner` when it is empty.
+    fn prune(&self, owner: &str) {
+        if self.inner.bucket.is_none() {
+            // Not empty when some claims stay, absent when there were none: both are fine.
+            fs::remove_dir(self.root().join("claims").join(owner)).ok();
+        }
+    }
+
+    /// All that lies below `prefix`.
+    fn below(&self, prefix: &str) -> Result<Vec<Entry>, Error> {
+        if self.inner.bucket.is_none() {
+            return walk(self.root(), prefix);
+        }
+        let entry = |object: ObjectMeta| Entry {
+            key: object.location.to_string(),
+            bytes: object.size,
+            changed: object.last_modified.into(),
+        };
+        Ok(self.objects(prefix)?.into_iter().map(entry).collect())
+    }
+
+    /// Removes all below `prefix`.
+    fn remove_below(&self, prefix: &str, held: &Held) -> Result<(), Error> {
+        if self.inner.bucket.is_none() {
+            return remove_tree(&self.root().join(prefix));
+        }
+        self.objects(prefix)?
+            .iter()
+            .try_for_each(|object| self.erase(object.location.as_ref(), held))
+    }
+
+    /// Removes one object if it is there.
+    fn erase(&self, key: &str, held: &Held) -> Result<(), Error> {
+        if self.inner.bucket.is_none() {
+            return remove_file(&self.root().join(key));
+        }
+        held.keep()?;
+        self.remove(key)
+    }
+}
+
+/// Entries by the second part of their keys: the job, mostly.
+fn by_first_name(entries: Vec<Entry>) -> BTreeMap<String, Vec<Entry>> {
+    let mut found = BTreeMap::<String, Vec<Entry>>::new();
+    for entry in entries {
+        found.entry(entry.names().0.to_owned()).or_default().push(entry);
+    }
+    found.remove("");
+    found
+}
+
+/// The files and empty folders below `prefix` of a store in a folder.
+fn walk(root: &Path, prefix: &str) -> Result<Vec<Entry>, Error> {
+    let mut found = Vec::new();
+    let mut folders = vec![root.join(prefix)];
+    while let Some(folder) = folders.pop() {
+        let inside = entries(&folder)?;
+        let itself = inside.is_empty().then(|| folder.clone());
+        for path in inside.into_iter().map(|(_, path)| path).chain(itself) {
+            let Some(data) = metadata(&path)? else { continue };
+            if data.is_dir() && path != folder {
+                folders.push(path);
+                continue;
+            }
+            let key = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
+            let bytes = if data.is_dir() { 0 } else { data.len() };
+            let changed = data.modified().map_err(|source| reading(&path, source))?;
+            found.push(Entry { key, bytes, changed });
+        }
+    }
+    Ok(found)
 }
 
 /// What a sweep removes, by kind.
 #[derive(Debug, Default)]
 struct Rubbish {
-    /// Folders of results that are too old.
-    jobs: Vec<PathBuf>,
-    /// Folders of jobs that never published.
-    remains: Vec<PathBuf>,
-    work: Vec<PathBuf>,
+    /// Jobs with results that are too old.
+    jobs: Vec<String>,
+    /// Jobs that never published.
+    remains: Vec<String>,
+    /// Jobs whose work goes.
+    work: Vec<String>,
     temp: Vec<PathBuf>,
-    blobs: Vec<PathBuf>,
-    claims: Vec<PathBuf>,
+    blobs: Vec<Entry>,
+    /// Keys of claims.
+    claims: Vec<String>,
 }
 
 impl Rubbish {
     fn count(&self) -> Result<Swept, Error> {
-        let mut bytes = 0;
-        for file in self.temp.iter().chain(&self.blobs) {
+        let mut bytes = self.blobs.iter().map(|blob| blob.bytes).sum();
+        for file in &self.temp {
             bytes += metadata(file)?.map_or(0, |data| data.len());
         }
         Ok(Swept {
@@ -242,22 +360,6 @@ impl Rubbish {
             blobs: self.blobs.len() as u64,
             bytes,
         })
-    }
-
-    /// A result goes before its files, and a file before its claim, so that a crash in between leaves nothing that
-    /// names what is gone, and a claim for the next sweep to see.
-    fn remove(self) -> Result<(), Error> {
-        for folder in self.jobs.iter().chain(&self.remains).chain(&self.work) {
-            remove_tree(folder)?;
-        }
-        for file in self.blobs.iter().chain(&self.claims).chain(&self.temp) {
-            remove_file(file)?;
-        }
-        for owner in self.claims.iter().filter_map(|claim| claim.parent()) {
-            // Not empty when some claims stay: both are fine.
-            fs::remove_dir(owner).ok();
-        }
-        Ok(())
     }
 }
 
@@ -288,18 +390,6 @@ fn is_older(data: &Metadata, than: Duration) -> bool {
     let age =
         data.modified().ok().and_then(|changed| SystemTime::now().duration_since(changed).ok());
     age.unwrap_or_default() >= than
-}
-
-/// Whether nothing in the folder changed since `than` ago.
-fn is_tree_older(folder: &Path, than: Duration) -> Result<bool, Error> {
-    let mut paths = vec![folder.to_owned()];
-    paths.extend(entries(folder)?.into_iter().map(|(_, path)| path));
-    for path in paths {
-        if metadata(&path)?.is_some_and(|data| !is_older(&data, than)) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// Removes a file if it is there.

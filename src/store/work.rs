@@ -3,18 +3,14 @@
 //! All of it goes when the job is cleaned up.
 
 use bytes::Bytes;
-use futures::TryStreamExt;
-use futures::executor::block_on;
-use object_store::path::Path as ObjectPath;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
-use super::{BlobRef, Content, Error, JobKey, Store, backend, key, of_bytes};
+use super::{BlobRef, Content, Error, JobKey, Store, key, of_bytes};
 
 impl Store {
     /// Keeps `content` until the job is cleaned up: pictures and frames on their way to the next stage.
     pub fn put_work(&self, job: &JobKey, content: &[u8]) -> Result<BlobRef, Error> {
         let blob = of_bytes(content);
-        let _held = self.lock_shared()?;
+        let _held = self.lock_work()?;
         self.put_content(&work_key(job, &blob.sha256)?, &blob, &Content::Memory(content))?;
         Ok(blob)
     }
@@ -26,18 +22,13 @@ impl Store {
 
     /// Whether [`put_work`](Self::put_work) kept it; its content is not checked.
     pub fn has_work(&self, job: &JobKey, sha256: &str) -> Result<bool, Error> {
-        let key = work_key(job, sha256)?;
-        match block_on(self.inner.objects.head(&ObjectPath::from(key.as_str()))) {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::NotFound { .. }) => Ok(false),
-            Err(source) => Err(self.reading(&key, &source)),
-        }
+        self.has(&work_key(job, sha256)?)
     }
 
     /// Says that the job is still open: for a sweep, its work and its blobs are of today. Nothing for a job without work.
     pub fn renew(&self, job: &JobKey) -> Result<(), Error> {
-        let _held = self.lock_shared()?;
-        if !self.inner.root.join("work").join(job.as_str()).exists() {
+        let _held = self.lock_work()?;
+        if self.objects(&format!("work/{job}"))?.is_empty() {
             return Ok(());
         }
         self.replace(&format!("work/{job}/open"), b"")
@@ -45,7 +36,7 @@ impl Store {
 
     /// The result of `stage` that stands: `content`, unless another attempt was first.
     pub fn settle_stage(&self, job: &JobKey, stage: &str, content: &[u8]) -> Result<Bytes, Error> {
-        let _held = self.lock_shared()?;
+        let _held = self.lock_work()?;
         let key = stage_key(job, stage);
         if self.create(&key, content)? {
             return Ok(Bytes::copy_from_slice(content));
@@ -61,7 +52,7 @@ impl Store {
     /// Forgets the result of `stage`.
     pub fn unsettle_stage(&self, job: &JobKey, stage: &str) -> Result<(), Error> {
         // Attempts that race settle the same bytes again.
-        let _held = self.lock_shared()?;
+        let _held = self.lock_work()?;
         self.remove(&stage_key(job, stage))
     }
 
@@ -73,7 +64,7 @@ impl Store {
         content: &[u8],
     ) -> Result<BlobRef, Error> {
         let blob = of_bytes(content);
-        let _held = self.lock_shared()?;
+        let _held = self.lock_work()?;
         let key = checkpoint_key(job, stage, &blob.sha256)?;
         self.put_content(&key, &blob, &Content::Memory(content))?;
         Ok(blob)
@@ -87,24 +78,22 @@ impl Store {
     /// Removes one checkpoint of `stage`, if it is there. Beside writers: one that puts the same again at that moment
     /// loses a checkpoint, and a worker that is frozen here holds up nobody.
     pub fn drop_checkpoint(&self, job: &JobKey, stage: &str, sha256: &str) -> Result<(), Error> {
-        let _held = self.lock_shared()?;
+        let _held = self.lock_work()?;
         self.remove(&checkpoint_key(job, stage, sha256)?)
     }
 
     /// Removes, beside writers too, all checkpoints of `stage`, and the note of the newest before them.
     pub fn drop_checkpoints(&self, job: &JobKey, stage: &str) -> Result<(), Error> {
-        let _held = self.lock_shared()?;
+        let _held = self.lock_work()?;
         self.remove(&mark_key(job, stage))?;
         let folder = format!("work/{job}/{stage}");
-        let listed = self.inner.objects.list(Some(&ObjectPath::from(folder.as_str())));
-        let listed: Vec<ObjectMeta> =
-            block_on(listed.try_collect()).map_err(|source| self.reading(&folder, &source))?;
+        let listed = self.objects(&folder)?;
         listed.iter().try_for_each(|checkpoint| self.remove(checkpoint.location.as_ref()))
     }
 
     /// Notes that `sha256` is the newest checkpoint of `stage`.
     pub fn mark_stage(&self, job: &JobKey, stage: &str, sha256: &str) -> Result<(), Error> {
-        let _held = self.lock_shared()?;
+        let _held = self.lock_work()?;
         self.replace(&mark_key(job, stage), key::content_hash(sha256)?.as_bytes())
     }
 
@@ -112,13 +101,6 @@ impl Store {
     pub fn stage_mark(&self, job: &JobKey, stage: &str) -> Result<Option<String>, Error> {
         let mark = self.get(&mark_key(job, stage))?;
         Ok(mark.map(|mark| String::from_utf8_lossy(&mark).into_owned()))
-    }
-
-    fn remove(&self, key: &str) -> Result<(), Error> {
-        match block_on(self.inner.objects.delete(&ObjectPath::from(key))) {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(source) => Err(backend(&self.inner.root, key, &source)),
-        }
     }
 }
 

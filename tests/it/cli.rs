@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// A machine of its own: home, data, cache and working folder.
 pub(crate) struct Machine {
     root: TempDir,
+    /// Variables of its environment, beside those that every machine has.
+    pub(crate) settings: Vec<(String, String)>,
 }
 
 /// What a command left.
@@ -33,7 +35,7 @@ impl Machine {
         for folder in ["home", "work"] {
             std::fs::create_dir(root.path().join(folder)).unwrap();
         }
-        Self { root }
+        Self { root, settings: Vec::new() }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -61,6 +63,7 @@ impl Machine {
             .env("GENVIDEO_DATA_DIR", self.path("data"))
             .env("GENVIDEO_CACHE_DIR", self.path("cache"));
         command.env("GENVIDEO_TEMPORAL_CLI", program());
+        command.envs(self.settings.clone());
         command
     }
 

@@ -75,6 +75,7 @@ fn defaults_need_nothing_but_a_home() {
     let desk = Desk::new();
     let config = desk.config();
     assert_eq!(config.data_dir, desk.path("home/.local/share/genvideo"));
+    assert_eq!(config.store, desk.path("home/.local/share/genvideo/store"));
     assert_eq!(config.cache_dir, desk.path("home/.cache/genvideo"));
     assert_eq!(config.models_dirs, [desk.path("home/.local/share/genvideo/models")]);
     assert_eq!(config.hf_home, desk.path("home/.cache/huggingface"));
@@ -280,6 +281,7 @@ fn values_are_what_their_setting_wants() {
         &["none", "50GB", "1.5 tib", "7"],
         &["0", "GB", "-1", "5 XB", "1e400"],
     );
+    check("GENVIDEO_STORE", &["/videos", "s3://videos/team"], &[]);
     check("GENVIDEO_KEEP_RESULTS", &["forever", "30d", "1"], &["0", "0d", "1h", "-1d"]);
     check("GENVIDEO_DRAIN_DEADLINE", &["0", "2m", "1h", "250ms"], &["-1", "61m", "1e400"]);
     let addresses = ["127.0.0.1:7233", "[::1]:7233", "temporal:7233", "https://host:443/"];

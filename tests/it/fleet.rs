@@ -31,13 +31,13 @@ struct Fleet {
 
 impl Fleet {
     /// Workers on one store.
-    fn new(count: usize) -> Self {
-        Self::with(count, &|_, _| {})
+    fn new(count: usize, settings: &[(String, String)]) -> Self {
+        Self::with(count, settings, &|_, _| {})
     }
 
     /// Workers with stores of their own.
     fn apart(count: usize, heartbeat: &str) -> Self {
-        Self::with(count, &|command, index| {
+        Self::with(count, &[], &|command, index| {
             let data = command.get_envs().find(|(name, _)| *name == "GENVIDEO_DATA_DIR");
             let data =
                 PathBuf::from(data.unwrap().1.unwrap()).with_file_name(format!("data-{index}"));
@@ -48,7 +48,7 @@ impl Fleet {
 
     /// Workers that may take so much memory, on one store.
     fn sized(limits: &[&str]) -> Self {
-        let fleet = Self::with(limits.len(), &|command, index| {
+        let fleet = Self::with(limits.len(), &[], &|command, index| {
             command.env("GENVIDEO_MEMORY_LIMIT", limits[index]);
         });
         fleet.all_there()
@@ -68,10 +68,16 @@ impl Fleet {
         self
     }
 
-    fn with(count: usize, change: &dyn Fn(&mut Command, usize)) -> Self {
+    fn with(
+        count: usize,
+        settings: &[(String, String)],
+        change: &dyn Fn(&mut Command, usize),
+    ) -> Self {
         let queue = format!("fleet-{}", genvideo::client::fresh_id());
         let server: &'static str = server::address().leak();
-        let mut fleet = Self { machine: Machine::new(), server, queue, workers: Vec::new() };
+        let mut machine = Machine::new();
+        machine.settings = settings.to_vec();
+        let mut fleet = Self { machine, server, queue, workers: Vec::new() };
         for index in 0..count {
             let path = fleet.machine.path(&format!("worker-{index}.log"));
             let mut command = fleet.machine.command(&fleet.with_server(&["worker", "--watched"]));
@@ -249,7 +255,12 @@ fn a_job_whose_worker_is_gone_for_good_is_made_by_another() {
 
 #[test]
 fn a_worker_goes_on_where_a_killed_one_was() {
-    let mut fleet = Fleet::new(2);
+    goes_on(&[]);
+}
+
+/// Kills one of two workers at an image; the other one ends it.
+pub(crate) fn goes_on(settings: &[(String, String)]) {
+    let mut fleet = Fleet::new(2, settings);
     fleet.wait("both workers", |fleet| (fleet.list().len() == 2).then_some(()));
     for worker in fleet.list() {
         let identity = worker["identity"].as_str().unwrap();

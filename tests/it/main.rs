@@ -17,6 +17,8 @@ mod python; // a Python client of the Temporal SDK
 mod receipt; // the same bytes for any number of threads, `verify`, `replay`
 mod render; // one stage after the other, without Temporal
 mod replay; // recorded histories against today's workflow
+#[cfg(feature = "s3")]
+mod s3; // a store in a bucket: races, workers that share it, refusals
 mod store; // blobs, manifests, clean-up
 mod support; // what tests share: folders, servers, jobs
 mod tidy; // layers and file rules

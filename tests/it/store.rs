@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
@@ -26,23 +26,97 @@ fn manifest(store: &Store, blob: &BlobRef) -> Vec<u8> {
     format!(r#"{{"video":{{"url":"{}"}}}}"#, store.blob_url(&blob.sha256).unwrap()).into_bytes()
 }
 
-/// Every file under the root but the lock, as relative paths.
-fn files(store: &Store) -> Vec<String> {
-    fn walk(folder: &Path, root: &Path, found: &mut Vec<String>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, root, found);
-            } else {
-                found.push(path.strip_prefix(root).unwrap().to_string_lossy().into_owned());
-            }
+/// Every file under a folder, as relative paths.
+fn walk(folder: &Path, root: &Path, found: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            walk(&path, root, found);
+        } else {
+            found.push(path.strip_prefix(root).unwrap().to_string_lossy().into_owned());
         }
     }
-    let mut found = Vec::new();
-    walk(store.root(), store.root(), &mut found);
-    found.retain(|path| path != "lock");
-    found.sort();
-    found
+}
+
+/// Where a store is: a folder, or a bucket whose objects are files too.
+struct Place {
+    folder: tempfile::TempDir,
+    objects: PathBuf,
+    #[cfg(feature = "s3")]
+    bucket: Option<crate::support::bucket::Bucket>,
+}
+
+impl Place {
+    fn folder() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = folder.path().join("store");
+        Self {
+            folder,
+            objects,
+            #[cfg(feature = "s3")]
+            bucket: None,
+        }
+    }
+
+    #[cfg(feature = "s3")]
+    fn bucket() -> Self {
+        let bucket = crate::support::bucket::Bucket::new();
+        let objects = bucket.objects.clone();
+        Self { folder: tempfile::tempdir().unwrap(), objects, bucket: Some(bucket) }
+    }
+
+    /// The store, as a process of its own has it.
+    fn store(&self) -> Store {
+        let root = self.folder.path().join("store");
+        #[cfg(feature = "s3")]
+        if let Some(bucket) = &self.bucket {
+            return bucket.store(&root);
+        }
+        Store::open(&root).unwrap()
+    }
+
+    /// Every file of the store, temporary ones too, but the lock.
+    fn files(&self) -> Vec<String> {
+        let (mut found, root) = (Vec::new(), self.folder.path().join("store"));
+        walk(&self.objects, &self.objects, &mut found);
+        if root != self.objects {
+            walk(&root, &root, &mut found);
+        }
+        found.retain(|path| path != "lock");
+        found.sort();
+        found
+    }
+}
+
+/// Makes a test of each function, for a store in a folder and for one in a bucket.
+macro_rules! in_both {
+    ($($name:ident)*) => {
+        mod folder {
+            $(#[test] fn $name() { super::$name(&super::Place::folder()); })*
+        }
+
+        #[cfg(feature = "s3")]
+        mod bucket {
+            $(#[test] fn $name() { super::$name(&super::Place::bucket()); })*
+        }
+    };
+}
+
+in_both! {
+    content_comes_back_as_it_was_put
+    a_corrupt_blob_is_refused_and_replaced_by_the_next_put
+    the_first_manifest_wins_and_the_same_again_is_fine
+    of_sixteen_racing_manifests_one_is_published
+    the_same_manifest_from_everywhere_is_published_once
+    a_manifest_needs_its_files
+    cleanup_leaves_nothing_of_an_unpublished_job
+    cleanup_keeps_what_others_need
+    cleanup_of_a_published_job_drops_only_what_its_manifest_does_not_name
+    a_job_that_puts_while_another_cleans_up_keeps_its_blob
+    publish_against_cleanup_has_one_outcome
+    results_go_at_their_age_and_what_others_need_stays
+    a_sweep_removes_the_old_and_unneeded_only
+    the_store_works_inside_an_async_runtime_on_blocking_threads
 }
 
 #[test]
@@ -96,9 +170,8 @@ fn keys_refuse_anything_but_their_own_form() {
     }
 }
 
-#[test]
-fn content_comes_back_as_it_was_put() {
-    let (folder, store) = store();
+fn content_comes_back_as_it_was_put(place: &Place) {
+    let store = place.store();
     let a = job("a");
     // Longer than the pieces that files are read in.
     let large: Vec<u8> =
@@ -110,7 +183,7 @@ fn content_comes_back_as_it_was_put() {
         assert!(store.get_blob(&blob.sha256).unwrap() == content);
         assert_eq!(store.put_blob(&a, content).unwrap(), blob);
 
-        let file = folder.path().join("file");
+        let file = place.folder.path().join("file");
         fs::write(&file, [content, b"y"].concat()).unwrap();
         let from_file = store.put_blob_file(&a, &file).unwrap();
         assert!(store.get_blob(&from_file.sha256).unwrap() == [content, b"y"].concat());
@@ -125,19 +198,18 @@ fn content_comes_back_as_it_was_put() {
         ));
     }
     assert!(matches!(
-        store.put_blob_file(&a, &folder.path().join("no")).unwrap_err(),
+        store.put_blob_file(&a, &place.folder.path().join("no")).unwrap_err(),
         Error::Unreadable { .. }
     ));
 }
 
-#[test]
-fn a_corrupt_blob_is_refused_and_replaced_by_the_next_put() {
-    let (folder, store) = store();
+fn a_corrupt_blob_is_refused_and_replaced_by_the_next_put(place: &Place) {
+    let store = place.store();
     let a = job("a");
-    let file = folder.path().join("file");
+    let file = place.folder.path().join("file");
     fs::write(&file, b"right").unwrap();
     let blob = store.put_blob(&a, b"right").unwrap();
-    let path = store.blob_path(&blob.sha256).unwrap();
+    let path = place.objects.join(format!("blobs/{}", blob.sha256));
     let puts: [&dyn Fn() -> BlobRef; 3] = [
         &|| store.put_blob(&a, b"right").unwrap(),
         &|| store.put_blob_file(&a, &file).unwrap(),
@@ -153,15 +225,14 @@ fn a_corrupt_blob_is_refused_and_replaced_by_the_next_put() {
         }
     }
     let work = store.put_work(&a, b"state").unwrap();
-    fs::write(store.root().join(format!("work/{a}/{}", work.sha256)), b"stale").unwrap();
+    fs::write(place.objects.join(format!("work/{a}/{}", work.sha256)), b"stale").unwrap();
     assert!(matches!(store.get_work(&a, &work.sha256).unwrap_err(), Error::Corrupt { .. }));
     store.put_work(&a, b"state").unwrap();
     assert_eq!(store.get_work(&a, &work.sha256).unwrap(), &b"state"[..]);
 }
 
-#[test]
-fn the_first_manifest_wins_and_the_same_again_is_fine() {
-    let (_folder, store) = store();
+fn the_first_manifest_wins_and_the_same_again_is_fine(place: &Place) {
+    let store = place.store();
     let a = job("a");
     assert_eq!(store.manifest(&a).unwrap(), None);
     assert_eq!(store.publish(&a, b"{}", &[]).unwrap(), Published::New);
@@ -171,18 +242,17 @@ fn the_first_manifest_wins_and_the_same_again_is_fine() {
     assert_eq!(store.publish(&job("b"), b"{ }", &[]).unwrap(), Published::New);
 }
 
-#[test]
-fn of_sixteen_racing_manifests_one_is_published() {
+fn of_sixteen_racing_manifests_one_is_published(place: &Place) {
     for round in 0..8 {
-        let (_folder, store) = store();
-        let (a, barrier) = (job("a"), Barrier::new(16));
+        let store = place.store();
+        let (a, barrier) = (job(&format!("a{round}")), Barrier::new(16));
         let outcomes: Vec<_> = thread::scope(|scope| {
             let writer = |i: usize| {
-                let (store, a, barrier) = (store.clone(), a.clone(), &barrier);
+                let (a, barrier) = (a.clone(), &barrier);
                 scope.spawn(move || {
                     // A store of its own, as another process has it.
-                    let store = Store::open(store.root()).unwrap();
-                    let blob = store.put_blob(&a, format!("video {i}").as_bytes()).unwrap();
+                    let store = place.store();
+                    let blob = store.put_blob(&a, format!("video {round} {i}").as_bytes()).unwrap();
                     let manifest = manifest(&store, &blob);
                     barrier.wait();
                     (store.publish(&a, &manifest, &[&blob.sha256]), manifest)
@@ -199,16 +269,15 @@ fn of_sixteen_racing_manifests_one_is_published() {
         assert_eq!(store.manifest(&a).unwrap().unwrap(), won[0].1);
         store.cleanup(&a).unwrap();
         assert_eq!(
-            files(&store).iter().filter(|path| path.starts_with("blobs/")).count(),
-            1,
-            "the winner's"
+            place.files().iter().filter(|path| path.starts_with("blobs/")).count(),
+            round + 1,
+            "the winners'"
         );
     }
 }
 
-#[test]
-fn the_same_manifest_from_everywhere_is_published_once() {
-    let (_folder, store) = store();
+fn the_same_manifest_from_everywhere_is_published_once(place: &Place) {
+    let store = place.store();
     let a = job("a");
     let outcomes: Vec<_> = thread::scope(|scope| {
         let writers: Vec<_> =
@@ -218,9 +287,8 @@ fn the_same_manifest_from_everywhere_is_published_once() {
     assert_eq!(outcomes.iter().filter(|&&outcome| outcome == Published::New).count(), 1);
 }
 
-#[test]
-fn a_manifest_needs_its_files() {
-    let (_folder, store) = store();
+fn a_manifest_needs_its_files(place: &Place) {
+    let store = place.store();
     let (a, absent) = (job("a"), BlobRef { sha256: "a".repeat(64), bytes: 1 });
     let error = store.publish(&a, &manifest(&store, &absent), &[&absent.sha256]).unwrap_err();
     assert!(matches!(error, Error::Missing { .. }), "{error}");
@@ -229,9 +297,8 @@ fn a_manifest_needs_its_files() {
     assert_eq!(store.publish(&a, &manifest(&store, &absent), &[]).unwrap(), Published::New);
 }
 
-#[test]
-fn cleanup_leaves_nothing_of_an_unpublished_job() {
-    let (_folder, store) = store();
+fn cleanup_leaves_nothing_of_an_unpublished_job(place: &Place) {
+    let store = place.store();
     let a = job("a");
     store.put_blob(&a, b"image").unwrap();
     store.put_blob(&a, b"video").unwrap();
@@ -244,16 +311,15 @@ fn cleanup_leaves_nothing_of_an_unpublished_job() {
         assert!(!temp.path().exists());
         assert!(other_temp.path().exists());
         drop(store.clone());
-        assert_eq!(files(&store).len(), 1, "{:?}", files(&store));
+        assert_eq!(place.files().len(), 1, "{:?}", place.files());
     }
     drop(other_temp);
-    assert_eq!(files(&store), [""; 0], "temporary files go with their handle");
+    assert_eq!(place.files(), [""; 0], "temporary files go with their handle");
     store.cleanup(&job("never seen")).unwrap();
 }
 
-#[test]
-fn cleanup_keeps_what_others_need() {
-    let (_folder, store) = store();
+fn cleanup_keeps_what_others_need(place: &Place) {
+    let store = place.store();
     let (a, b, c) = (job("a"), job("b"), job("c"));
     let shared = store.put_blob(&a, b"shared with a running job").unwrap();
     store.put_blob(&b, b"shared with a running job").unwrap();
@@ -271,9 +337,8 @@ fn cleanup_keeps_what_others_need() {
     assert!(there(&published), "a published job keeps what its manifest names");
 }
 
-#[test]
-fn cleanup_of_a_published_job_drops_only_what_its_manifest_does_not_name() {
-    let (_folder, store) = store();
+fn cleanup_of_a_published_job_drops_only_what_its_manifest_does_not_name(place: &Place) {
+    let store = place.store();
     let a = job("a");
     let kept = store.put_blob(&a, b"kept").unwrap();
     let lost = store.put_blob(&a, b"of an attempt that lost").unwrap();
@@ -282,7 +347,7 @@ fn cleanup_of_a_published_job_drops_only_what_its_manifest_does_not_name() {
     store.cleanup(&a).unwrap();
     assert!(store.has_blob(&kept.sha256).unwrap() && !store.has_blob(&lost.sha256).unwrap());
     assert_eq!(
-        files(&store),
+        place.files(),
         [
             format!("blobs/{}", kept.sha256),
             format!("claims/{a}/{}", kept.sha256),
@@ -291,9 +356,8 @@ fn cleanup_of_a_published_job_drops_only_what_its_manifest_does_not_name() {
     );
 }
 
-#[test]
-fn a_job_that_puts_while_another_cleans_up_keeps_its_blob() {
-    let (_folder, store) = store();
+fn a_job_that_puts_while_another_cleans_up_keeps_its_blob(place: &Place) {
+    let store = place.store();
     let barrier = Barrier::new(2);
     for round in 0..60 {
         let content = format!("round {round}").into_bytes();
@@ -312,9 +376,8 @@ fn a_job_that_puts_while_another_cleans_up_keeps_its_blob() {
     }
 }
 
-#[test]
-fn publish_against_cleanup_has_one_outcome() {
-    let (_folder, store) = store();
+fn publish_against_cleanup_has_one_outcome(place: &Place) {
+    let store = place.store();
     let barrier = Barrier::new(2);
     for round in 0..60 {
         let a = job(&format!("a{round}"));
@@ -341,9 +404,8 @@ fn publish_against_cleanup_has_one_outcome() {
     }
 }
 
-#[test]
-fn results_go_at_their_age_and_what_others_need_stays() {
-    let (_folder, store) = store();
+fn results_go_at_their_age_and_what_others_need_stays(place: &Place) {
+    let store = place.store();
     let (old, young) = (job("old"), job("young"));
     let own = store.put_blob(&old, b"of one job").unwrap();
     for job in [&old, &young] {
@@ -352,25 +414,24 @@ fn results_go_at_their_age_and_what_others_need_stays() {
         let named = if job == &old { &manifest[..] } else { &manifest[..manifest.len() / 2] };
         store.publish(job, named, &[&shared.sha256]).unwrap();
     }
-    let path = store.root().join(format!("jobs/{old}/manifest.json"));
+    let path = place.objects.join(format!("jobs/{old}/manifest.json"));
     let file = fs::File::options().write(true).open(path).unwrap();
     file.set_modified(std::time::SystemTime::now() - 2 * DAY).unwrap();
     let ages = Ages { left_behind: DAY, results: Some(DAY) };
-    let before = (files(&store), store.usage().unwrap());
+    let before = (place.files(), store.usage().unwrap());
     assert_eq!(store.sweep(DAY).unwrap(), Swept::default(), "results stay by themselves");
     let told = store.sweep_with(&ages, true).unwrap();
     assert_eq!((told.results, told.blobs, told.bytes), (1, 1, own.bytes));
-    assert_eq!((files(&store), store.usage().unwrap()), before, "a dry run removes nothing");
+    assert_eq!((place.files(), store.usage().unwrap()), before, "a dry run removes nothing");
     assert_eq!(store.sweep_with(&ages, false).unwrap(), told);
     assert!(store.manifest(&old).unwrap().is_none() && !store.has_blob(&own.sha256).unwrap());
     assert!(store.manifest(&young).unwrap().is_some());
-    assert_eq!(files(&store).len(), 3, "the young result, its claim and its blob");
+    assert_eq!(place.files().len(), 3, "the young result, its claim and its blob");
     assert!(store.usage().unwrap() < before.1);
 }
 
-#[test]
-fn a_sweep_removes_the_old_and_unneeded_only() {
-    let (_folder, store) = store();
+fn a_sweep_removes_the_old_and_unneeded_only(place: &Place) {
+    let store = place.store();
     let (done, running) = (job("done"), job("running"));
     let kept = store.put_blob(&done, b"kept").unwrap();
     store.put_work(&done, b"work of a published job").unwrap();
@@ -378,11 +439,16 @@ fn a_sweep_removes_the_old_and_unneeded_only() {
     store.put_blob(&running, b"of a running job").unwrap();
     store.put_work(&running, b"work of a running job").unwrap();
     store.import_blob(b"an upload").unwrap();
-    let stray = store.root().join("blobs").join("b".repeat(64));
+    let stray = place.objects.join("blobs").join("b".repeat(64));
     fs::write(&stray, b"unclaimed").unwrap();
-    fs::write(store.root().join(format!("blobs/{}#1", "c".repeat(64))), b"half a blob").unwrap();
+    // A bucket never shows half an object.
+    let halves = u64::from(store.root() == place.objects.canonicalize().unwrap());
+    if halves > 0 {
+        let half = format!("blobs/{}#1", "c".repeat(64));
+        fs::write(place.objects.join(half), b"half a blob").unwrap();
+    }
     fs::write(store.root().join("tmp/any-left.mp4"), b"half a video").unwrap();
-    let before = files(&store).len();
+    let before = place.files().len();
 
     let young = store.sweep(DAY).unwrap();
     assert_eq!(
@@ -390,12 +456,12 @@ fn a_sweep_removes_the_old_and_unneeded_only() {
         Swept::default(),
         "an id may be used again: even work beside a result may be a running job's"
     );
-    assert_eq!(files(&store).len(), before);
+    assert_eq!(place.files().len(), before);
 
     let old = store.sweep(Duration::ZERO).unwrap();
-    assert_eq!((old.temp_files, old.work_folders, old.blobs), (2, 2, 3), "{old:?}");
+    assert_eq!((old.temp_files, old.work_folders, old.blobs), (1 + halves, 2, 3), "{old:?}");
     assert_eq!(
-        files(&store),
+        place.files(),
         [
             format!("blobs/{}", kept.sha256),
             format!("claims/{done}/{}", kept.sha256),
@@ -404,21 +470,22 @@ fn a_sweep_removes_the_old_and_unneeded_only() {
     );
     assert_eq!(store.sweep(Duration::ZERO).unwrap(), Swept::default());
     // A manifest alone is enough, should its claims ever be lost.
-    fs::remove_dir_all(store.root().join("claims")).unwrap();
+    fs::remove_dir_all(place.objects.join("claims")).unwrap();
     store.sweep(Duration::ZERO).unwrap();
     assert_eq!(store.get_blob(&kept.sha256).unwrap(), &b"kept"[..]);
 }
 
 #[test]
 fn an_open_job_keeps_its_work_however_old() {
-    let (_folder, store) = store();
+    let place = Place::folder();
+    let store = place.store();
     let (open, gone) = (job("open"), job("gone"));
     for owner in [&open, &gone] {
         store.put_work(owner, owner.as_str().as_bytes()).unwrap();
         store.put_blob(owner, format!("an image of {owner}").as_bytes()).unwrap();
     }
     let then = std::time::SystemTime::now() - 2 * DAY;
-    let mut aged = files(&store);
+    let mut aged = place.files();
     aged.extend([&open, &gone].map(|owner| format!("work/{owner}")));
     for path in aged {
         fs::File::open(store.root().join(path)).unwrap().set_modified(then).unwrap();
@@ -427,11 +494,11 @@ fn an_open_job_keeps_its_work_however_old() {
     store.renew(&job("never begun")).unwrap();
     let swept = store.sweep(DAY).unwrap();
     assert_eq!((swept.work_folders, swept.blobs), (1, 1), "{swept:?}");
-    let left = files(&store);
+    let left = place.files();
     assert_eq!(left.len(), 4, "work, its renewal, a claim and a blob: {left:?}");
     assert!(!left.iter().any(|path| path.contains(gone.as_str())), "{left:?}");
     store.cleanup(&open).unwrap();
-    assert_eq!(files(&store), Vec::<String>::new());
+    assert_eq!(place.files(), Vec::<String>::new());
 }
 
 #[test]
@@ -486,7 +553,8 @@ fn addresses_are_percent_encoded() {
 
 #[test]
 fn a_writer_that_was_stopped_holds_up_no_job() {
-    let (_folder, store) = store();
+    let place = Place::folder();
+    let store = place.store();
     let key = job("a");
     store.put_work(&key, b"left").unwrap();
     let stopped = fs::File::open(store.root().join("lock")).unwrap();
@@ -499,12 +567,11 @@ fn a_writer_that_was_stopped_holds_up_no_job() {
     assert!(error.to_string().contains("lock`: another process has held it for"), "{error}");
     stopped.unlock().unwrap();
     store.cleanup(&key).unwrap();
-    assert!(files(&store).iter().all(|file| !file.starts_with("work/")), "{:?}", files(&store));
+    assert!(place.files().iter().all(|file| !file.starts_with("work/")), "{:?}", place.files());
 }
 
-#[test]
-fn the_store_works_inside_an_async_runtime_on_blocking_threads() {
-    let (_folder, store) = store();
+fn the_store_works_inside_an_async_runtime_on_blocking_threads(place: &Place) {
+    let store = place.store();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let blob = runtime.block_on(async {

@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "each area uses its own part")]
 
+#[cfg(feature = "s3")]
+pub(crate) mod bucket;
 pub(crate) mod fake_hub;
 pub(crate) mod machine;
 pub(crate) mod server;

@@ -77,6 +77,11 @@ pub(crate) fn spawn(program: &Path, folder: &Path, port: u16) -> Child {
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(errors);
+    keep(command)
+}
+
+/// Starts a server that ends with this process.
+pub(crate) fn keep(mut command: Command) -> Child {
     // SAFETY: between fork and exec only `prctl` is called, which is safe to call from a signal handler.
     unsafe {
         command.pre_exec(|| {

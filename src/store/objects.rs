@@ -1,0 +1,277 @@
+//! Single objects under a key, in a folder and in a bucket alike: asked for, created if absent, replaced, removed.
+//!
+//! Also what a failed request to either means.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use bytes::Bytes;
+use futures::executor::block_on;
+use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path as ObjectPath;
+use object_store::{MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use sha2::{Digest, Sha256};
+
+use super::{BlobRef, Content, Error, Inner, Store, bucket, key, next_piece, reading, writing};
+use crate::failpoint;
+
+/// Times a bucket is asked to create an object.
+const CREATE_TRIES: u32 = 3;
+
+impl Inner {
+    /// What comes of `future`; the runtime of a bucket's connections goes on beside.
+    pub(super) fn wait<F: Future>(&self, future: F) -> F::Output {
+        let _inside = self.bucket.as_ref().map(|_| bucket::runtime().enter());
+        block_on(future)
+    }
+
+    /// Sends the file at `path` into `upload`; gives the hash and length of what was sent.
+    fn pour(&self, upload: &mut dyn MultipartUpload, path: &Path) -> Result<BlobRef, Poured> {
+        let mut file = File::open(path).map_err(Poured::Read)?;
+        let (mut hasher, mut bytes) = (Sha256::new(), 0_u64);
+        loop {
+            let piece = next_piece(&mut file).map_err(Poured::Read)?;
+            if piece.is_empty() {
+                return Ok(BlobRef { sha256: key::hex(&hasher.finalize()), bytes });
+            }
+            hasher.update(&piece);
+            bytes += piece.len() as u64;
+            self.wait(upload.put_part(PutPayload::from(piece))).map_err(Poured::Write)?;
+        }
+    }
+}
+
+impl Store {
+    /// Puts content under a key that is its hash: nothing to do when it is there and intact, else written anew.
+    pub(super) fn put_content(
+        &self,
+        key: &str,
+        blob: &BlobRef,
+        content: &Content<'_>,
+    ) -> Result<(), Error> {
+        let there = self.is_there(key)?;
+        if there && self.is_intact(key, blob)? {
+            return Ok(());
+        }
+        match content {
+            // Another writer of the same bytes may have come first.
+            Content::Memory(bytes) if !there => {
+                if self.create(key, bytes)? || self.is_intact(key, blob)? {
+                    Ok(())
+                } else {
+                    self.replace(key, bytes)
+                }
+            }
+            Content::Memory(bytes) => self.replace(key, bytes),
+            Content::File(path) => self.stream(key, blob, path),
+        }
+    }
+
+    fn is_intact(&self, key: &str, blob: &BlobRef) -> Result<bool, Error> {
+        match self.measure(key) {
+            Ok(found) => Ok(found == *blob),
+            Err(Error::Missing { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Hash and length of what lies under `key`, read in pieces.
+    fn measure(&self, key: &str) -> Result<BlobRef, Error> {
+        let path = ObjectPath::from(key);
+        self.inner
+            .wait(async {
+                let mut stream = self.inner.objects.get(&path).await?.into_stream();
+                let (mut hasher, mut bytes) = (Sha256::new(), 0_u64);
+                while let Some(piece) = stream.next().await {
+                    let piece = piece?;
+                    bytes += piece.len() as u64;
+                    hasher.update(&piece);
+                }
+                Ok(BlobRef { sha256: key::hex(&hasher.finalize()), bytes })
+            })
+            .map_err(|source| self.reading(key, &source))
+    }
+
+    /// Creates `key` if absent; false when it is there.
+    pub(super) fn create(&self, key: &str, content: &[u8]) -> Result<bool, Error> {
+        let payload = PutPayload::from_bytes(Bytes::copy_from_slice(content));
+        let path = ObjectPath::from(key);
+        // A connection that broke before the answer is no refusal. Asked again, the object may be there by our own
+        // hand; whoever is told that it exists looks at what it holds.
+        let mut tries = if self.inner.bucket.is_some() { CREATE_TRIES } else { 1 };
+        loop {
+            tries -= 1;
+            let mode = PutMode::Create.into();
+            let created = self.inner.objects.put_opts(&path, payload.clone(), mode);
+            match self.inner.wait(created) {
+                Ok(_) => return Ok(true),
+                Err(object_store::Error::AlreadyExists { .. }) => return Ok(false),
+                Err(source) if tries == 0 => return Err(self.failed(key, &source)),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Whether there is something under `key`.
+    pub(super) fn is_there(&self, key: &str) -> Result<bool, Error> {
+        match self.inner.bucket {
+            None => Ok(self.inner.root.join(key).is_file()),
+            Some(_) => self.has(key),
+        }
+    }
+
+    pub(super) fn has(&self, key: &str) -> Result<bool, Error> {
+        match self.inner.wait(self.inner.objects.head(&ObjectPath::from(key))) {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(source) => Err(self.reading(key, &source)),
+        }
+    }
+
+    pub(super) fn replace(&self, key: &str, content: &[u8]) -> Result<(), Error> {
+        let payload = PutPayload::from_bytes(Bytes::copy_from_slice(content));
+        self.inner
+            .wait(self.inner.objects.put(&ObjectPath::from(key), payload))
+            .map(|_| ())
+            .map_err(|source| self.failed(key, &source))
+    }
+
+    /// Puts a file in pieces; it appears under `key` whole or not at all.
+    fn stream(&self, key: &str, blob: &BlobRef, path: &Path) -> Result<(), Error> {
+        let failed = |source| self.failed(key, &source);
+        let target = ObjectPath::from(key);
+        let mut upload =
+            self.inner.wait(self.inner.objects.put_multipart(&target)).map_err(failed)?;
+        let poured = self.inner.pour(upload.as_mut(), path);
+        failpoint::hit("blob_staged").map_err(|source| writing(Path::new(key), source))?;
+        match poured {
+            Ok(found) if found == *blob => {
+                self.inner.wait(upload.complete()).map(|_| ()).map_err(failed)
+            }
+            poured => {
+                // The staged file goes now or with a sweep; what went wrong matters more.
+                self.inner.wait(upload.abort()).ok();
+                match poured {
+                    Ok(_) => Err(Error::Changed { path: path.to_owned() }),
+                    Err(Poured::Read(source)) => Err(reading(path, source)),
+                    Err(Poured::Write(source)) => Err(failed(source)),
+                }
+            }
+        }
+    }
+
+    pub(super) fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
+        let path = ObjectPath::from(key);
+        match self.inner.wait(async { self.inner.objects.get(&path).await?.bytes().await }) {
+            Ok(content) => Ok(Some(content)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(source) => Err(self.reading(key, &source)),
+        }
+    }
+
+    pub(super) fn get_checked(&self, key: &str, sha256: &str) -> Result<Bytes, Error> {
+        let content = self.get(key)?.ok_or_else(|| Error::Missing { key: key.to_owned() })?;
+        let found = key::hash(&content);
+        if found == sha256 {
+            return Ok(content);
+        }
+        Err(Error::Corrupt { key: key.to_owned(), found })
+    }
+
+    /// What a failed read means.
+    pub(super) fn reading(&self, key: &str, source: &object_store::Error) -> Error {
+        match (source, system_error(source)) {
+            (object_store::Error::NotFound { .. }, _) => Error::Missing { key: key.to_owned() },
+            (_, Some(system)) if self.inner.bucket.is_none() => {
+                reading(&self.inner.root.join(key), system)
+            }
+            _ => self.unanswered(key, source),
+        }
+    }
+
+    /// What a failed write means.
+    pub(super) fn failed(&self, key: &str, source: &object_store::Error) -> Error {
+        match self.inner.bucket {
+            None => backend(&self.inner.root, key, source),
+            Some(_) => self.unanswered(key, source),
+        }
+    }
+
+    fn unanswered(&self, key: &str, source: &object_store::Error) -> Error {
+        let place = self.inner.bucket.as_ref().map(|address| format!("{address}/"));
+        let key = format!("{}{key}", place.unwrap_or_default());
+        Error::Backend { key, message: source.to_string() }
+    }
+
+    /// The objects below `prefix`.
+    pub(super) fn objects(&self, prefix: &str) -> Result<Vec<ObjectMeta>, Error> {
+        let path = ObjectPath::from(prefix);
+        let listed = self.inner.objects.list(Some(&path)).try_collect();
+        self.inner.wait(listed).map_err(|source| self.reading(prefix, &source))
+    }
+
+    pub(super) fn remove(&self, key: &str) -> Result<(), Error> {
+        match self.inner.wait(self.inner.objects.delete(&ObjectPath::from(key))) {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(self.failed(key, &source)),
+        }
+    }
+}
+
+/// Which side of a copy failed.
+enum Poured {
+    Read(io::Error),
+    Write(object_store::Error),
+}
+
+/// What a failed write through the backend means.
+pub(super) fn backend(root: &Path, key: &str, source: &object_store::Error) -> Error {
+    match system_error(source) {
+        Some(system) => writing(&root.join(key), system),
+        None => Error::Backend { key: key.to_owned(), message: source.to_string() },
+    }
+}
+
+/// The system's error at the bottom of a backend's one.
+fn system_error(source: &object_store::Error) -> Option<io::Error> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(source);
+    while let Some(error) = cause {
+        if let Some(system) = error.downcast_ref::<io::Error>() {
+            let copy = |code| io::Error::from_raw_os_error(code);
+            return Some(
+                system
+                    .raw_os_error()
+                    .map_or_else(|| io::Error::new(system.kind(), system.to_string()), copy),
+            );
+        }
+        cause = error.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed_with(source: io::Error) -> Error {
+        let source =
+            object_store::Error::Generic { store: "LocalFileSystem", source: Box::new(source) };
+        backend(Path::new("/data"), "blobs/ab", &source)
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_a_closed_one() {
+        let full = failed_with(io::Error::from_raw_os_error(libc::ENOSPC));
+        assert!(
+            matches!(&full, Error::DiskFull { path, .. } if path == Path::new("/data/blobs/ab")),
+            "{full}"
+        );
+        let quota = failed_with(io::Error::from_raw_os_error(libc::EDQUOT));
+        assert!(matches!(quota, Error::DiskFull { .. }), "{quota}");
+        for code in [libc::EACCES, libc::EROFS, libc::ENOTDIR] {
+            let closed = failed_with(io::Error::from_raw_os_error(code));
+            assert!(matches!(closed, Error::Unwritable { .. }), "{closed}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! A store in a bucket of a real S3-compatible server: racing writers, workers that share it, servers that will not do.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use std::collections::HashSet;
+use std::sync::Barrier;
+use std::thread;
+
+use axum::http::StatusCode;
+use bytes::Bytes;
+use genvideo::store::{Error, JobKey, Store};
+
+use crate::fleet;
+use crate::support::bucket::{self, Bucket};
+use crate::support::server::free_port;
+
+const WRITERS: usize = 32;
+const KEYS: usize = 200;
+
+#[test]
+fn of_racing_writers_one_wins_each_key_and_all_read_what_it_wrote() {
+    let (bucket, folder) = (Bucket::new(), tempfile::tempdir().unwrap());
+    let job = JobKey::of_workflow("a");
+    // Each with its own connections, as a process has them.
+    let stores: Vec<Store> = (0..WRITERS).map(|_| bucket.store(folder.path())).collect();
+    let barrier = Barrier::new(WRITERS);
+    let read: Vec<Vec<Result<Bytes, Error>>> = thread::scope(|scope| {
+        let writers = stores.iter().enumerate().map(|(writer, store)| {
+            let (job, barrier) = (&job, &barrier);
+            scope.spawn(move || {
+                let settle = |key| {
+                    barrier.wait();
+                    let content = format!("writer {writer}");
+                    store.settle_stage(job, &format!("key-{key}"), content.as_bytes())
+                };
+                // A thread that fails here would leave the others waiting.
+                (0..KEYS).map(settle).collect()
+            })
+        });
+        let writers: Vec<_> = writers.collect();
+        writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+    });
+    let mut winners = HashSet::new();
+    for key in 0..KEYS {
+        let settled = stores[0].settled_stage(&job, &format!("key-{key}")).unwrap().unwrap();
+        for (writer, read) in read.iter().enumerate() {
+            assert_eq!(read[key].as_ref().unwrap(), &settled, "writer {writer}, key {key}");
+        }
+        winners.insert(settled);
+    }
+    assert!(winners.len() > 1, "they did race");
+}
+
+#[test]
+fn a_blob_is_fetched_once_and_checked() {
+    let (bucket, folder) = (Bucket::new(), tempfile::tempdir().unwrap());
+    let store = bucket.store(folder.path());
+    let blob = store.put_blob(&JobKey::of_workflow("a"), b"video").unwrap();
+    let url = store.blob_url(&blob.sha256).unwrap();
+    assert_eq!(url, format!("{}/blobs/{}", bucket.address, blob.sha256));
+    let path = store.blob_path(&blob.sha256).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"video");
+    // What lies there is not believed.
+    std::fs::write(&path, b"other").unwrap();
+    assert_eq!(std::fs::read(store.blob_path(&blob.sha256).unwrap()).unwrap(), b"video");
+    std::fs::write(bucket.objects.join(format!("blobs/{}", blob.sha256)), b"other").unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(store.blob_path(&blob.sha256).unwrap_err(), Error::Corrupt { .. }));
+    assert!(!path.exists());
+    let absent = store.blob_path(&"a".repeat(64)).unwrap_err();
+    assert!(matches!(absent, Error::Missing { .. }), "{absent}");
+}
+
+/// A server that answers every request alike; gives its address.
+fn answering(status: StatusCode) -> String {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            sender.send(listener.local_addr().unwrap()).unwrap();
+            let answer = move || async move { (status, [("ETag", "\"a\"")]) };
+            axum::serve(listener, axum::Router::new().fallback(answer)).await.unwrap();
+        });
+    });
+    format!("http://{}", receiver.recv().unwrap())
+}
+
+#[test]
+fn a_server_that_ignores_the_condition_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |endpoint: &str| {
+        Store::open_bucket("s3://videos", &bucket::variables(endpoint), folder.path()).unwrap_err()
+    };
+    let error = open(&answering(StatusCode::OK));
+    assert!(matches!(error, Error::NotExclusive { winners: 8, writers: 8, .. }), "{error}");
+    for endpoint in [
+        answering(StatusCode::NOT_IMPLEMENTED),
+        answering(StatusCode::FORBIDDEN),
+        answering(StatusCode::NOT_FOUND),
+    ] {
+        let error = open(&endpoint);
+        assert!(matches!(error, Error::Backend { .. } | Error::Missing { .. }), "{error}");
+    }
+}
+
+#[test]
+fn an_address_that_is_none_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = Store::open_bucket("s3://a//b", &[], folder.path()).unwrap_err();
+    assert!(matches!(error, Error::Address { .. }), "{error}");
+}
+
+#[test]
+fn an_outage_is_an_error_that_another_attempt_survives() {
+    let (bucket, folder) = (Bucket::new(), tempfile::tempdir().unwrap());
+    let job = JobKey::of_workflow("a");
+    let nobody = bucket::variables(&format!("http://127.0.0.1:{}", free_port()));
+    let error = Store::open_bucket(&bucket.address, &nobody, folder.path()).unwrap_err();
+    assert!(matches!(error, Error::Backend { .. }), "{error}");
+    let class = genvideo::render::class(&genvideo::render::Error::from(error));
+    assert!(class.retryable(), "{class}");
+    bucket.store(folder.path()).put_blob(&job, b"video").unwrap();
+}
+
+#[test]
+fn a_worker_goes_on_where_a_killed_one_was() {
+    let bucket = Bucket::new();
+    let mut settings = bucket.variables.clone();
+    settings.push(("GENVIDEO_STORE".to_owned(), bucket.address.clone()));
+    fleet::goes_on(&settings);
+}
