@@ -43,7 +43,7 @@ use crate::media;
 use crate::store::{self, BlobRef, JobKey, Store};
 
 pub use check::check_encoder;
-pub use failure::{class, hint, is_of_device};
+pub use failure::{class, hint, is_of_device, is_outage};
 pub use hash::ModelFile;
 pub(crate) use models::gib;
 pub use plan::Plan;

@@ -141,6 +141,14 @@ pub enum Error {
         /// The lock's object.
         key: String,
     },
+    /// The server of a bucket is down, out of reach or at fault; another attempt may find it well.
+    #[error("the server of the store failed at `{key}`: {message}")]
+    Unanswered {
+        /// The address of what was read or written.
+        key: String,
+        /// What was tried, and what came of it.
+        message: String,
+    },
     /// Anything else the backend reports.
     #[error("the store failed at `{key}`: {message}")]
     Backend {
@@ -192,6 +200,7 @@ struct Inner {
     objects: Arc<dyn ObjectStore>,
     /// Address of the bucket; `None` when the objects are files under `root`.
     bucket: Option<String>,
+    seen: lock::Seen,
 }
 
 /// Where the content of a blob comes from.
@@ -207,7 +216,14 @@ impl Store {
         let objects = LocalFileSystem::new_with_prefix(&root)
             .map_err(|source| backend(&root, "", &source))?
             .with_fsync(true);
-        Ok(Self { inner: Arc::new(Inner { root, objects: Arc::new(objects), bucket: None }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                root,
+                objects: Arc::new(objects),
+                bucket: None,
+                seen: lock::Seen::default(),
+            }),
+        })
     }
 
     /// The store at `address`, `s3://BUCKET` or `s3://BUCKET/PREFIX`, with its temporary files under `scratch`. The
@@ -221,7 +237,8 @@ impl Store {
         let objects = bucket::connect(address, variables)?;
         let root = folders(scratch, &["tmp"])?;
         let bucket = Some(address.trim_end_matches('/').to_owned());
-        let store = Self { inner: Arc::new(Inner { root, objects, bucket }) };
+        let store =
+            Self { inner: Arc::new(Inner { root, objects, bucket, seen: lock::Seen::default() }) };
         store.check_exclusive(address)?;
         Ok(store)
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::models::report_of;
 use super::verify::{Mismatch, Part};
-use super::{Error, Hook, Order, Report, Settings, point};
+use super::{Error, Hook, Order, Report, Settings, is_outage, point};
 use crate::engine::device::Compute;
 use crate::engine::{self, Checkpoint, Keep, Trace};
 use crate::store;
@@ -62,6 +62,8 @@ impl<'a> Attempt<'a> {
                     found = Some((at, Arc::from(sha256.as_str())));
                     break;
                 }
+                // It may be there, and all that was made with it.
+                Err(error) if is_outage(&error) => return Err(error),
                 Err(error) => {
                     tracing::warn!(%error, sha256, "a checkpoint is of no use");
                     note = Some(format!("a part was made twice: {error}"));

@@ -26,12 +26,20 @@ pub fn is_of_device(error: &Error) -> bool {
     matches!(error, Error::Engine(engine::Error::Device { .. }))
 }
 
+/// Whether the server of the store failed: nothing that the job did, and nothing that another attempt would not mend.
+pub fn is_outage(error: &Error) -> bool {
+    matches!(error, Error::Store(store::Error::Unanswered { .. }))
+}
+
 /// What helps, in one line without a full stop; `None` where the message says it all.
 pub fn hint(error: &Error) -> Option<String> {
     if let Error::Hub(error) = error
         && let Some(hint) = error.hint()
     {
         return Some(hint);
+    }
+    if is_outage(error) {
+        return Some("check that the server of the store answers".to_owned());
     }
     let advice = match class(error) {
         ErrorClass::UnknownModel => {
@@ -114,6 +122,7 @@ fn store_class(error: &store::Error) -> ErrorClass {
         | store::Error::Corrupt { .. }
         | store::Error::Changed { .. }
         | store::Error::LockLost { .. }
+        | store::Error::Unanswered { .. }
         | store::Error::Backend { .. } => ErrorClass::OutputUnwritable,
     }
 }

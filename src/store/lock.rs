@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::thread;
@@ -99,7 +99,7 @@ impl Store {
     /// Held while something is removed: nobody puts or publishes.
     pub(super) fn lock_alone(&self, patience: Duration) -> Result<Held, Error> {
         if self.inner.bucket.is_some() {
-            return self.hold_alone();
+            return self.hold_alone(patience);
         }
         let (path, file) = self.lock_file()?;
         within(patience, || file.try_lock()).map_err(|source| writing(&path, source))?;
@@ -119,64 +119,83 @@ impl Store {
     }
 
     fn hold_shared(&self) -> Result<Held, Error> {
-        let mut waiting = Waiting::default();
         loop {
             let (key, written) = (format!("{SHARED}/{}", uuid::Uuid::now_v7()), Instant::now());
             self.replace(&key, &stamp())?;
             let held = Held::Object { store: self.clone(), key, written: Mutex::new(written) };
-            if !waiting.for_others(self, ALONE)? {
+            if !self.is_held(ALONE)? {
                 return Ok(held);
             }
             // Removal goes first.
             drop(held);
-            while waiting.for_others(self, ALONE)? {
+            while self.is_held(ALONE)? {
                 thread::sleep(LOOK);
             }
         }
     }
 
-    fn hold_alone(&self) -> Result<Held, Error> {
-        let mut waiting = Waiting::default();
+    /// Waits longer than `patience` where it matters: until an object of a dead holder is known for one.
+    fn hold_alone(&self, patience: Duration) -> Result<Held, Error> {
         let key = format!("{ALONE}/it");
+        let patience = if patience > BRIEFLY { patience + LEASE } else { patience };
+        let start = Instant::now();
+        let pause = || {
+            thread::sleep(LOOK);
+            let is_late = start.elapsed() > patience;
+            if is_late { Err(writing(Path::new(&key), held_for(patience))) } else { Ok(()) }
+        };
         loop {
             let (stamp, written) = (stamp(), Instant::now());
             // An answer that got lost is asked for again, and then the object is there.
             if self.create(&key, &stamp)? || self.get(&key)?.is_some_and(|found| found == stamp[..])
             {
-                let held = Held::Object { store: self.clone(), key, written: Mutex::new(written) };
-                while waiting.for_others(self, SHARED)? {
+                let held = Held::Object {
+                    store: self.clone(),
+                    key: key.clone(),
+                    written: Mutex::new(written),
+                };
+                while self.is_held(SHARED)? {
                     held.keep()?;
-                    thread::sleep(LOOK);
+                    pause()?;
                 }
                 return Ok(held);
             }
-            waiting.for_others(self, ALONE)?;
-            thread::sleep(LOOK);
+            self.is_held(ALONE)?;
+            pause()?;
         }
     }
-}
 
-/// What was seen of a lock that others hold.
-#[derive(Default)]
-struct Waiting(HashMap<(String, String), Instant>);
-
-impl Waiting {
-    /// Whether anybody holds something under `key`; removes what dead holders left.
-    fn for_others(&mut self, store: &Store, key: &str) -> Result<bool, Error> {
-        let mut held = false;
-        for object in store.objects(key)? {
-            let key = object.location.to_string();
+    /// Whether anybody has an object at `place`; removes what dead holders left.
+    fn is_held(&self, place: &'static str) -> Result<bool, Error> {
+        let asked = Instant::now();
+        let mut found = Versions::new();
+        let objects = self.objects(place)?;
+        let now = Instant::now();
+        let mut all = self.inner.seen.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = all.remove(place).unwrap_or_default();
+        for object in objects {
             let version = object.e_tag.unwrap_or_else(|| object.last_modified.to_string());
-            let seen = *self.0.entry((key.clone(), version)).or_insert_with(Instant::now);
-            if seen.elapsed() > LEASE {
-                store.remove(&key)?;
-            } else {
-                held = true;
-            }
+            let version = (object.location.to_string(), version);
+            let since = before.get(&version).copied().unwrap_or(now);
+            found.insert(version, since);
         }
-        Ok(held)
+        let is_dead = |since: Instant| asked.saturating_duration_since(since) > LEASE;
+        let dead = found.iter().filter(|(_, since)| is_dead(**since));
+        let dead: Vec<String> = dead.map(|((key, _), _)| key.clone()).collect();
+        let is_held = found.len() > dead.len();
+        all.insert(place, found);
+        drop(all);
+        dead.iter().try_for_each(|key| self.remove(key))?;
+        Ok(is_held)
     }
 }
+
+/// When this process first saw what holders keep, by the place it has.
+#[derive(Debug, Default)]
+pub(super) struct Seen(Mutex<HashMap<&'static str, Versions>>);
+
+/// Key and version of each object, and when it was first seen.
+type Versions = HashMap<(String, String), Instant>;
 
 /// Content that no other object of a lock has, so that its version tells when it was written anew.
 fn stamp() -> [u8; 16] {
@@ -196,9 +215,99 @@ fn within(time: Duration, lock: impl Fn() -> Result<(), TryLockError>) -> io::Re
                 pause = (pause * 2).min(LOOK);
             }
             Err(TryLockError::WouldBlock) => {
-                let message = format!("another process has held it for {time:?}");
-                return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+                return Err(held_for(time));
             }
         }
+    }
+}
+
+fn held_for(time: Duration) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("another process has held it for {time:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Barrier};
+
+    use object_store::memory::InMemory;
+
+    use super::*;
+    use crate::store::Inner;
+
+    fn store() -> Store {
+        let (root, bucket) = (PathBuf::new(), Some("s3://a".to_owned()));
+        let (objects, seen) = (Arc::new(InMemory::new()), Seen::default());
+        Store { inner: Arc::new(Inner { root, objects, bucket, seen }) }
+    }
+
+    /// As if all that was seen had been seen long ago.
+    fn age(store: &Store) {
+        let long_ago = Instant::now().checked_sub(LEASE * 2).unwrap();
+        let mut seen = store.inner.seen.0.lock().unwrap();
+        seen.values_mut().flat_map(HashMap::values_mut).for_each(|since| *since = long_ago);
+    }
+
+    #[test]
+    fn removal_waits_for_writers_and_writers_for_removal() {
+        let store = store();
+        let (one, other) = (store.lock_shared().unwrap(), store.lock_shared().unwrap());
+        drop(one);
+        let error = store.lock_alone(Duration::ZERO).err().unwrap();
+        assert!(error.to_string().ends_with("another process has held it for 0ns"), "{error}");
+        assert!(!store.is_held(ALONE).unwrap(), "removal that gave up holds up nobody");
+        drop(other);
+        let alone = store.lock_alone(Duration::ZERO).unwrap();
+        assert!(store.lock_alone(Duration::ZERO).is_err());
+        let barrier = Barrier::new(2);
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                barrier.wait();
+                let _held = store.lock_shared().unwrap();
+                store.is_held(ALONE).unwrap()
+            });
+            barrier.wait();
+            for _ in 0..1000 {
+                assert!(store.is_held(ALONE).unwrap() && !writer.is_finished());
+            }
+            drop(alone);
+            assert!(!writer.join().unwrap(), "only then");
+        });
+    }
+
+    #[test]
+    fn what_a_dead_holder_left_goes_after_its_lease() {
+        let store = store();
+        let dead = format!("{SHARED}/dead");
+        store.replace(&dead, &stamp()).unwrap();
+        assert!(store.is_held(SHARED).unwrap());
+        age(&store);
+        store.replace(&dead, &stamp()).unwrap();
+        assert!(store.lock_alone(Duration::ZERO).is_err(), "it was written anew: it lives");
+        age(&store);
+        store.lock_alone(Duration::ZERO).unwrap();
+        assert!(!store.has(&dead).unwrap());
+        let alone = format!("{ALONE}/it");
+        store.replace(&alone, &stamp()).unwrap();
+        assert!(store.is_held(ALONE).unwrap());
+        age(&store);
+        store.lock_shared().unwrap();
+        assert!(!store.has(&alone).unwrap());
+    }
+
+    #[test]
+    fn a_holder_that_was_stopped_for_long_has_lost_its_lock() {
+        let store = store();
+        let held = store.lock_shared().unwrap();
+        let set = |age: Duration| {
+            let Held::Object { written, .. } = &held else { panic!("a bucket has objects") };
+            *written.lock().unwrap() = Instant::now().checked_sub(age).unwrap();
+        };
+        set(RENEW);
+        held.keep().unwrap();
+        set(SILENCE + Duration::from_secs(1));
+        assert!(matches!(held.keep().unwrap_err(), Error::LockLost { .. }));
+        set(LEASE);
+        drop(held);
+        assert!(store.is_held(SHARED).unwrap(), "it may be somebody else's by now");
     }
 }

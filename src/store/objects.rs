@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::executor::block_on;
@@ -13,6 +14,7 @@ use object_store::path::Path as ObjectPath;
 use object_store::{MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use sha2::{Digest, Sha256};
 
+use super::lock::PATIENCE;
 use super::{BlobRef, Content, Error, Inner, Store, bucket, key, next_piece, reading, writing};
 use crate::failpoint;
 
@@ -100,6 +102,7 @@ impl Store {
         // A connection that broke before the answer is no refusal. Asked again, the object may be there by our own
         // hand; whoever is told that it exists looks at what it holds.
         let mut tries = if self.inner.bucket.is_some() { CREATE_TRIES } else { 1 };
+        let start = Instant::now();
         loop {
             tries -= 1;
             let mode = PutMode::Create.into();
@@ -107,7 +110,9 @@ impl Store {
             match self.inner.wait(created) {
                 Ok(_) => return Ok(true),
                 Err(object_store::Error::AlreadyExists { .. }) => return Ok(false),
-                Err(source) if tries == 0 => return Err(self.failed(key, &source)),
+                Err(source) if tries == 0 || start.elapsed() >= PATIENCE => {
+                    return Err(self.failed(key, &source));
+                }
                 Err(_) => {}
             }
         }
@@ -200,8 +205,14 @@ impl Store {
 
     fn unanswered(&self, key: &str, source: &object_store::Error) -> Error {
         let place = self.inner.bucket.as_ref().map(|address| format!("{address}/"));
-        let key = format!("{}{key}", place.unwrap_or_default());
-        Error::Backend { key, message: source.to_string() }
+        let key = format!("{}{key}", place.as_deref().unwrap_or_default());
+        let message = source.to_string();
+        match source {
+            object_store::Error::Generic { .. } if place.is_some() => {
+                Error::Unanswered { key, message }
+            }
+            _ => Error::Backend { key, message },
+        }
     }
 
     /// The objects below `prefix`.

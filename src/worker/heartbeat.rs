@@ -209,9 +209,10 @@ where
             done = &mut job => return match done {
                 Ok(Ok(value)) => Ok(value),
                 Ok(Err(error)) => {
-                    // Whoever has to make room is not helped by minutes of waiting.
+                    // Whoever has to make room is not helped by minutes of waiting; an outage ends some time.
                     let full = render::class(&error) == ErrorClass::DiskFull;
-                    let last = full && ctx.info().attempt >= policy::MAX_ERRORS;
+                    let tries = if full { policy::MAX_ERRORS } else { policy::SHORT_ATTEMPTS };
+                    let last = ctx.info().attempt >= tries && !render::is_outage(&error);
                     Err(ActivityError::application(failure::of_render(&error, last, None)))
                 }
                 Err(error) => Err(broken(error)),
@@ -453,7 +454,8 @@ impl Pulse<'_> {
         self.remember(checkpoint);
         let stopped = matches!(error, render::Error::Stopped);
         if !stopped {
-            self.beat.errors += 1;
+            // While the store's server is away there are as many attempts as the policy allows.
+            self.beat.errors += u32::from(!render::is_outage(&error));
             self.beat.cause = Some(request::one_line(&error.to_string()));
         }
         if let Err(error) = self.ctx.record_heartbeat(self.beat.clone()).await {

@@ -13,7 +13,7 @@ use crate::store;
 /// counted apart (see `worker/heartbeat.rs`) and this is only the backstop.
 const LONG_ATTEMPTS: u32 = 50;
 /// Attempts of a short stage.
-const SHORT_ATTEMPTS: u32 = 10;
+pub(crate) const SHORT_ATTEMPTS: u32 = 10;
 /// Attempts at cleaning up: a job's end must not wait long for a broken disk, and a sweep comes later anyway.
 const CLEANUP_ATTEMPTS: u32 = 3;
 /// Real errors of one stage after which it is given up.
@@ -92,9 +92,16 @@ pub(crate) fn short(place: Place, token: WorkflowCancellationToken) -> ActivityO
         .build()
 }
 
-/// Options of the clean-up, which no cancel stops.
+/// Options of the publication, which no cancel stops: short, but the job has all its files and outlives an outage.
+pub(crate) fn publish(place: Place) -> ActivityOptions {
+    let mut options = short(place, WorkflowCancellationToken::new());
+    options.retry_policy = Some(retry(LONG_ATTEMPTS));
+    options
+}
+
+/// Options of the clean-up, which no cancel stops. It may have to wait until a dead writer is known for one.
 pub(crate) fn cleanup(place: Place) -> ActivityOptions {
-    ActivityOptions::with_start_to_close_timeout(Duration::from_secs(60))
+    ActivityOptions::with_start_to_close_timeout(Duration::from_secs(180))
         .task_queue(place.queue)
         .maybe_schedule_to_start_timeout(place.patience)
         .cancellation_token(WorkflowCancellationToken::new())

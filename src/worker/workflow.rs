@@ -423,7 +423,7 @@ impl Walk {
         let plan = prepared.plan.clone();
         self.enter(Stage::Publish, Stage::Publish.band(&plan.shares)).await?;
         let place = self.light(heartbeat(prepared));
-        let options = policy::short(place, WorkflowCancellationToken::new());
+        let options = policy::publish(place);
         let task = PublishTask { job: self.job.clone(), plan, made };
         match self.ctx.execute_activity(LightActivities::publish, task, options).await {
             Ok(result) => Ok(result),

@@ -147,6 +147,22 @@ impl Fleet {
         panic!("thirty jobs, and none went that way");
     }
 
+    /// Submits an image, under the queue's own name; gives the process that is in the middle of it.
+    fn begin_image(&mut self) -> u32 {
+        let flags = ["--job", "image", "--size", "64x64", "--steps", "150", "--seed", "7"];
+        let flags = [&["submit", "a red ball", "--id", &self.queue], &flags[..]];
+        self.machine.ok(&self.with_server(&flags.concat()));
+        self.wait("a worker at the image", |fleet| {
+            let detail = &fleet.status()["detail"];
+            let denoises = detail["stage"] == "denoise" && detail["done"].as_u64() > Some(2);
+            fleet.at("gen_image").filter(|_| denoises)
+        })
+    }
+
+    fn status(&self) -> Value {
+        self.machine.objects(&self.with_server(&["status", &self.queue])).swap_remove(0)
+    }
+
     /// The process that is at `activity`.
     fn at(&self, activity: &str) -> Option<u32> {
         let at_work = |worker: &Value| worker["stages"][0]["activity"] == activity;
@@ -270,27 +286,7 @@ pub(crate) fn goes_on(settings: &[(String, String)]) {
             (&true.into(), &Value::Array(Vec::new()))
         );
     }
-    let flags = [
-        "--job",
-        "image",
-        "--size",
-        "64x64",
-        "--steps",
-        "150",
-        "--seed",
-        "7",
-        "--id",
-        &fleet.queue,
-    ];
-    let submit = fleet.with_server(&[&["submit", "a red ball"], &flags[..]].concat());
-    fleet.machine.ok(&submit);
-
-    let process = fleet.wait("a worker at the image", |fleet| {
-        let steps = fleet.machine.objects(&fleet.with_server(&["status", &fleet.queue]));
-        let detail = &steps[0]["detail"];
-        let denoises = detail["stage"] == "denoise" && detail["done"].as_u64() > Some(2);
-        fleet.at("gen_image").filter(|_| denoises)
-    });
+    let process = fleet.begin_image();
     fleet.kill(process);
 
     let watch = fleet.with_server(&["watch", &fleet.queue, "--out", "made"]);
@@ -396,4 +392,27 @@ fn a_job_waits_for_a_worker_with_room_no_longer_than_it_seems_to_be_there() {
     let text = fleet.refusal(&fleet.queue);
     assert!(text.contains(" s for a larger one"), "{text}");
     fleet.replay(&fleet.queue, "room-gone");
+}
+
+/// The store is away from the middle of an image until more attempts have failed than errors of its own end a stage.
+#[cfg(feature = "s3")]
+pub(crate) fn outlives_an_outage(
+    settings: &[(String, String)],
+    begin: impl FnOnce(),
+    end: impl FnOnce(),
+) {
+    let mut fleet = Fleet::new(1, settings);
+    fleet.wait("the worker", |fleet| (fleet.list().len() == 1).then_some(()));
+    fleet.begin_image();
+    begin();
+    fleet.wait("the fifth attempt", |fleet| {
+        let status = fleet.status();
+        assert_ne!(status["status"], "FAILED", "{status}");
+        (status["attempt"].as_u64() > Some(4)).then_some(())
+    });
+    end();
+    let stdout = fleet.machine.ok(&fleet.with_server(&["watch", &fleet.queue, "--out", "made"]));
+    let log = fs::read_to_string(&fleet.workers[0].1).unwrap();
+    assert!(log.contains("going on from a checkpoint"), "{log}");
+    assert!(stdout.lines().last().unwrap().ends_with(".json"), "{stdout}");
 }

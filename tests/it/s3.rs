@@ -100,7 +100,13 @@ fn a_server_that_ignores_the_condition_is_refused() {
         answering(StatusCode::NOT_FOUND),
     ] {
         let error = open(&endpoint);
-        assert!(matches!(error, Error::Backend { .. } | Error::Missing { .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                Error::Unanswered { .. } | Error::Backend { .. } | Error::Missing { .. }
+            ),
+            "{error}"
+        );
     }
 }
 
@@ -114,13 +120,28 @@ fn an_address_that_is_none_is_refused() {
 #[test]
 fn an_outage_is_an_error_that_another_attempt_survives() {
     let (bucket, folder) = (Bucket::new(), tempfile::tempdir().unwrap());
-    let job = JobKey::of_workflow("a");
     let nobody = bucket::variables(&format!("http://127.0.0.1:{}", free_port()));
     let error = Store::open_bucket(&bucket.address, &nobody, folder.path()).unwrap_err();
-    assert!(matches!(error, Error::Backend { .. }), "{error}");
-    let class = genvideo::render::class(&genvideo::render::Error::from(error));
-    assert!(class.retryable(), "{class}");
-    bucket.store(folder.path()).put_blob(&job, b"video").unwrap();
+    assert!(matches!(error, Error::Unanswered { .. }), "{error}");
+    let error = genvideo::render::Error::from(error);
+    let class = genvideo::render::class(&error);
+    assert!(class.retryable() && genvideo::render::is_outage(&error), "{class}");
+    assert!(genvideo::render::hint(&error).unwrap().contains("server"));
+    let absent = bucket.store(folder.path()).get_blob(&"a".repeat(64)).unwrap_err();
+    assert!(!genvideo::render::is_outage(&absent.into()));
+}
+
+#[test]
+fn a_job_outlives_an_outage() {
+    let (mut server, port) = bucket::start();
+    let bucket = Bucket::at(port);
+    let mut settings = bucket.variables.clone();
+    settings.push(("GENVIDEO_STORE".to_owned(), bucket.address.clone()));
+    let begin = || {
+        server.kill().unwrap();
+        server.wait().unwrap();
+    };
+    fleet::outlives_an_outage(&settings, begin, || drop(bucket::serve(port).unwrap()));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! It creates an object only if it is absent by linking a finished file to its name, which is atomic.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use genvideo::store::Store;
@@ -24,14 +24,19 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
+    /// In the server of the test binary.
     pub(crate) fn new() -> Self {
-        static SERVER: OnceLock<String> = OnceLock::new();
-        let endpoint = SERVER.get_or_init(start);
+        static SERVER: OnceLock<u16> = OnceLock::new();
+        Self::at(*SERVER.get_or_init(|| start().1))
+    }
+
+    /// In the server at `port`; all servers have the same buckets.
+    pub(crate) fn at(port: u16) -> Self {
         let name = format!("t-{}", uuid::Uuid::now_v7());
         let objects = root().join(&name).join("team/videos");
         std::fs::create_dir_all(&objects).expect("a bucket");
         let address = format!("s3://{name}/team/videos");
-        Self { address, objects, variables: variables(endpoint) }
+        Self { address, objects, variables: variables(&format!("http://127.0.0.1:{port}")) }
     }
 
     /// The store in it, as another process has it.
@@ -63,21 +68,28 @@ fn root() -> PathBuf {
     super::process_folder().join("buckets")
 }
 
-fn start() -> String {
-    let python = server::cache().join("genvideo/python/bin/python");
-    assert!(python.is_file(), "no `{}`: run scripts/setup --tests", python.display());
+/// Starts a server on a free port.
+pub(crate) fn start() -> (Child, u16) {
     loop {
         let port = server::free_port();
-        let mut command = Command::new(&python);
-        command
-            .args(["-c", PROGRAM])
-            .arg(root())
-            .args(["--port", &port.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        if server::is_up(&mut server::keep(command), port) {
-            return format!("http://127.0.0.1:{port}");
+        if let Some(child) = serve(port) {
+            return (child, port);
         }
     }
+}
+
+/// Starts a server at `port`; `None` when another process was quicker.
+pub(crate) fn serve(port: u16) -> Option<Child> {
+    let python = server::cache().join("genvideo/python/bin/python");
+    assert!(python.is_file(), "no `{}`: run scripts/setup --tests", python.display());
+    let mut command = Command::new(&python);
+    command
+        .args(["-c", PROGRAM])
+        .arg(root())
+        .args(["--port", &port.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut child = server::keep(command);
+    server::is_up(&mut child, port).then_some(child)
 }
