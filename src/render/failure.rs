@@ -63,7 +63,7 @@ pub fn hint(error: &Error) -> Option<String> {
         ErrorClass::NonFinite => "`--dtype f32` has the range that half precision lacks",
         ErrorClass::DiskFull => "free some space, or choose another data folder",
         ErrorClass::OutputUnwritable => {
-            "check that the data folder can be written; `genvideo doctor` shows where it is"
+            "check that the data folder and the store can be written; `genvideo doctor` shows where the folder is"
         }
         ErrorClass::UnsupportedFormat => "images are read as PNG, JPEG or WebP",
         ErrorClass::Conflict => "choose another job id",

@@ -96,7 +96,9 @@ impl Store {
             Err(object_store::Error::AlreadyExists { .. }) | Ok(_) => None,
             Err(source) => Some(self.failed(&key, &source)),
         });
-        self.remove(&key)?;
+        if winners > 0 {
+            self.remove(&key)?;
+        }
         match refusal {
             Some(error) => Err(error),
             None if winners > 1 => Err(Error::NotExclusive {

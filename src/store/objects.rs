@@ -25,7 +25,8 @@ impl Inner {
     /// What comes of `future`; the runtime of a bucket's connections goes on beside.
     pub(super) fn wait<F: Future>(&self, future: F) -> F::Output {
         let _inside = self.bucket.as_ref().map(|_| bucket::runtime().enter());
-        block_on(future)
+        // Where an async task calls this, its budget of operations ends some time, and is filled up only after this.
+        block_on(tokio::task::unconstrained(future))
     }
 
     /// Sends the file at `path` into `upload`; gives the hash and length of what was sent.

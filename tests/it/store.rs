@@ -117,6 +117,7 @@ in_both! {
     results_go_at_their_age_and_what_others_need_stays
     a_sweep_removes_the_old_and_unneeded_only
     the_store_works_inside_an_async_runtime_on_blocking_threads
+    a_task_may_ask_the_store_more_often_than_its_budget_allows
 }
 
 #[test]
@@ -582,4 +583,21 @@ fn the_store_works_inside_an_async_runtime_on_blocking_threads(place: &Place) {
         futures::future::join_all(puts).await.pop().unwrap().unwrap()
     });
     assert_eq!(store.get_blob(&blob.sha256).unwrap(), &b"x"[..]);
+}
+
+fn a_task_may_ask_the_store_more_often_than_its_budget_allows(place: &Place) {
+    let store = place.store();
+    let blob = store.put_blob(&job("a"), b"x").unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    // One that waits for ever is left behind.
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            for _ in 0..300 {
+                assert_eq!(store.get_blob(&blob.sha256).unwrap(), &b"x"[..]);
+            }
+        });
+        sender.send(()).unwrap();
+    });
+    receiver.recv_timeout(Duration::from_secs(120)).unwrap();
 }
