@@ -5,8 +5,6 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use crate::support;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -38,23 +36,6 @@ async fn a_history_of_other_code_is_refused() {
         error.contains("TMPRL1100") || error.to_lowercase().contains("nondeterminism"),
         "{error}"
     );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_history_of_a_five_second_video_is_short() {
-    let path = recorded().into_iter().find(|path| path.ends_with("video-5s.json"));
-    let json =
-        std::fs::read(path.expect("a history of a video of five seconds")).expect("a history");
-    assert!(json.len() <= 100_000, "{} bytes", json.len());
-    let history: Value = serde_json::from_slice(&json).expect("JSON");
-    let events = history["events"].as_array().expect("events");
-    let is_news = |event: &&Value| {
-        let signal = &event["attributes"]["WorkflowExecutionSignaledEventAttributes"];
-        signal["signal_name"] == genvideo::job::SIGNAL_PROGRESS
-    };
-    let news = events.iter().filter(is_news).count();
-    assert!(news > 0, "it reports");
-    assert!(events.len() - news <= 60, "{} events, {news} of them news", events.len());
 }
 
 fn recorded() -> Vec<PathBuf> {

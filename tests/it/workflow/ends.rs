@@ -3,7 +3,7 @@
 use genvideo::client::Outcome;
 use genvideo::job::class::ErrorClass;
 use genvideo::job::progress::{JobStatus, Progress, Step};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Lab, job};
 
@@ -21,6 +21,24 @@ fn assert_rising(seen: &[Progress]) {
             "{progress:?}"
         );
     }
+}
+
+/// Besides progress signals, and the three events of the task that each may cause, a history has few events.
+fn assert_short(history: &[u8]) {
+    assert!(history.len() <= 100_000, "{} bytes", history.len());
+    let history: Value = serde_json::from_slice(history).expect("JSON");
+    let events = history["events"].as_array().expect("events");
+    let is_news = |event: &&Value| {
+        let signal = &event["attributes"]["WorkflowExecutionSignaledEventAttributes"];
+        signal["signal_name"] == genvideo::job::SIGNAL_PROGRESS
+    };
+    let news = events.iter().filter(is_news).count();
+    assert!(news > 0, "it reports");
+    assert!(
+        events.len().saturating_sub(4 * news) <= 40,
+        "{} events, {news} of them news",
+        events.len()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,6 +68,7 @@ async fn a_video_job_ends_with_its_files_and_nothing_else() {
     lab.assert_tidy();
     assert_eq!(lab.query(&id, vec![]).await, result.progress, "the query after the end");
     lab.replay(&id, "video-5s").await;
+    assert_short(&lab.jobs.history_json(&id).await.expect("a history"));
     lab.stop().await;
     assert_eq!(
         lab.jobs.status(&id).await.expect("a status"),
