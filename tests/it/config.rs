@@ -92,7 +92,7 @@ fn defaults_need_nothing_but_a_home() {
     let config = desk.config();
     assert_eq!((config.memory_limit, config.disk_quota, config.keep_results), (None, None, None));
     assert!(config.shared_store);
-    assert_eq!(config.origins().len(), 27);
+    assert_eq!(config.origins().len(), 28);
     assert!(config.origins().iter().all(|resolved| resolved.origin == Origin::Default));
     assert!(config.origins()[0].value.ends_with("/home/.local/share/genvideo"));
     for resolved in config.origins() {
