@@ -35,7 +35,7 @@ pub use clean::{Ages, Swept};
 pub use key::{JobKey, hash as sha256, hex};
 use objects::backend;
 
-/// Bytes of a file that are held in memory at once.
+/// Bytes of a file that are held in memory at once, and most that goes to a bucket in one request.
 const PIECE: u64 = 8 << 20;
 /// Claims of blobs that came without a job.
 const IMPORTED: &str = "imported";
@@ -331,6 +331,7 @@ impl Store {
             return same_or_conflict(job, &before, manifest);
         }
         for sha256 in files {
+            held.keep()?;
             if !self.has_blob(sha256)? {
                 return Err(Error::Missing { key: format!("blobs/{sha256}") });
             }
@@ -338,7 +339,7 @@ impl Store {
         }
         let at = |source| writing(Path::new(&manifest_key(job)), source);
         failpoint::hit("manifest_begun").map_err(at)?;
-        held.keep()?;
+        held.confirm()?;
         if self.create(&manifest_key(job), manifest)? {
             failpoint::hit("manifest_written").map_err(at)?;
             return Ok(Published::New);
@@ -359,9 +360,10 @@ impl Store {
         blob: &BlobRef,
         content: Content<'_>,
     ) -> Result<BlobRef, Error> {
-        let _held = self.lock_shared()?;
+        let held = self.lock_shared()?;
         self.claim(owner, &blob.sha256)?;
-        self.put_content(&format!("blobs/{}", blob.sha256), blob, &content)?;
+        held.keep()?;
+        self.put_content(&format!("blobs/{}", blob.sha256), blob, &content, &held)?;
         Ok(blob.clone())
     }
 
@@ -416,10 +418,10 @@ fn of_file(path: &Path) -> Result<BlobRef, Error> {
     }
 }
 
-/// The next bytes of a file, empty at its end.
-fn next_piece(file: &mut File) -> io::Result<Vec<u8>> {
+/// The next bytes of `content`, empty at its end.
+fn next_piece(content: impl Read) -> io::Result<Vec<u8>> {
     let mut piece = Vec::new();
-    file.take(PIECE).read_to_end(&mut piece)?;
+    content.take(PIECE).read_to_end(&mut piece)?;
     Ok(piece)
 }
 

@@ -33,15 +33,25 @@ pub(super) fn connect(
     address: &str,
     variables: &[(String, String)],
 ) -> Result<Arc<dyn ObjectStore>, Error> {
-    use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
     use object_store::prefix::PrefixStore;
-    use object_store::{ClientOptions, RetryConfig};
-
-    use super::lock::PATIENCE;
 
     let (bucket, prefix) = parts(address)?;
     // Another part of the program may have chosen the same one already.
     rustls::crypto::ring::default_provider().install_default().ok();
+    let objects = settings(variables).with_bucket_name(bucket).build().map_err(|source| {
+        Error::Backend { key: address.to_owned(), message: source.to_string() }
+    })?;
+    Ok(Arc::new(PrefixStore::new(objects, prefix)))
+}
+
+/// What the `variables` say, and what the lock of the store needs.
+#[cfg(feature = "s3")]
+fn settings(variables: &[(String, String)]) -> object_store::aws::AmazonS3Builder {
+    use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+    use object_store::{ClientConfigKey, RetryConfig};
+
+    use super::lock::PATIENCE;
+
     let builder = variables.iter().filter(|(name, _)| name.starts_with("AWS_")).fold(
         AmazonS3Builder::new(),
         |builder, (name, value)| match name.to_ascii_lowercase().parse() {
@@ -52,23 +62,21 @@ pub(super) fn connect(
     );
     let keys = [AmazonS3ConfigKey::S3Endpoint, AmazonS3ConfigKey::Endpoint];
     let endpoint = keys.iter().find_map(|key| builder.get_config_value(key)).unwrap_or_default();
-    let retry = RetryConfig { retry_timeout: PATIENCE, ..RetryConfig::default() };
-    let objects = builder
-        .with_bucket_name(bucket)
+    let client = |key, value| (AmazonS3ConfigKey::Client(key), value);
+    let mut fixed = vec![
+        // A server that is silent is given up, one that takes its time over a large object is not.
+        client(ClientConfigKey::ReadTimeout, format!("{}s", PATIENCE.as_secs())),
+        client(ClientConfigKey::Timeout, "1h".to_owned()),
+    ];
+    if endpoint.starts_with("http://") {
+        fixed.push(client(ClientConfigKey::AllowHttp, "true".to_owned()));
+    }
+    fixed
+        .into_iter()
+        .fold(builder, |builder, (key, value)| builder.with_config(key, value))
         // Several servers do not know it.
         .with_disable_bulk_delete(true)
-        .with_client_options(
-            ClientOptions::new()
-                .with_allow_http(endpoint.starts_with("http://"))
-                .with_timeout(PATIENCE),
-        )
-        .with_retry(retry)
-        .build()
-        .map_err(|source| Error::Backend {
-            key: address.to_owned(),
-            message: source.to_string(),
-        })?;
-    Ok(Arc::new(PrefixStore::new(objects, prefix)))
+        .with_retry(RetryConfig { retry_timeout: PATIENCE, ..RetryConfig::default() })
 }
 
 /// Refuses: this program was built without the feature.
@@ -128,6 +136,34 @@ fn parts(address: &str) -> Result<(&str, &str), Error> {
 #[cfg(test)]
 mod tests {
     use super::parts;
+
+    #[cfg(feature = "s3")]
+    #[test]
+    fn variables_of_the_connection_stay_beside_what_the_store_needs() {
+        let set = |settings: &[(&str, &str)]| {
+            let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+            super::settings(&settings.iter().map(owned).collect::<Vec<_>>())
+        };
+        let builder = set(&[
+            ("AWS_ENDPOINT_URL", "http://127.0.0.1:9000"),
+            ("AWS_ALLOW_INVALID_CERTIFICATES", "true"),
+            ("AWS_PROXY_URL", "http://127.0.0.1:3128"),
+            ("AWS_READ_TIMEOUT", "1h"),
+        ]);
+        let value = |name: &str| builder.get_config_value(&name.parse().unwrap());
+        for (name, wanted) in [
+            ("allow_invalid_certificates", "true"),
+            ("proxy_url", "http://127.0.0.1:3128"),
+            ("read_timeout", "20s"),
+            ("timeout", "1h"),
+            ("aws_allow_http", "true"),
+        ] {
+            assert_eq!(value(name).as_deref(), Some(wanted), "{name}");
+        }
+        let secure = set(&[("AWS_ENDPOINT_URL", "https://127.0.0.1:9000")]);
+        let http = secure.get_config_value(&"aws_allow_http".parse().unwrap());
+        assert_ne!(http.as_deref(), Some("true"));
+    }
 
     #[test]
     fn an_address_is_a_bucket_and_maybe_a_prefix() {

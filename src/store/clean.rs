@@ -35,7 +35,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 pub struct Swept {
     /// Results that were old enough.
     pub results: u64,
-    /// Files under `tmp` and uploads that were never finished.
+    /// Files under `tmp`, and in a folder what was put there and never finished.
     pub temp_files: u64,
     /// Folders with a job's checkpoints and frames.
     pub work_folders: u64,
@@ -45,7 +45,7 @@ pub struct Swept {
     pub bytes: u64,
 }
 
-/// An object, or a file that is none, such as an upload that was never finished; or an empty folder.
+/// An object; in a folder also a file that is none, such as one that was never finished, or an empty folder.
 #[derive(Debug)]
 struct Entry {
     /// Its key; the path below the root of a store in a folder.
@@ -89,9 +89,10 @@ impl Store {
             }
         }
         let named = self.named_by(job)?;
-        if named.is_none() {
-            // At most what a writer left that died while it published.
-            self.remove_below(&format!("jobs/{job}"), &held)?;
+        if named.is_none() && self.inner.bucket.is_none() {
+            // At most what a writer left that died while it published. In a bucket that leaves nothing, and what is
+            // there now came late.
+            remove_tree(&self.root().join("jobs").join(job.as_str()))?;
         }
         let kept = named.unwrap_or_default();
         self.drop_claims(job.as_str(), &held, |sha256| !kept.contains(sha256))
@@ -190,6 +191,10 @@ impl Store {
         held: &Held,
     ) -> Result<HashMap<String, HashSet<String>>, Error> {
         let mut stays = HashMap::new();
+        let is_remains = |files: &[Entry]| {
+            let mut files = files.iter();
+            self.inner.bucket.is_none() && files.all(|entry| entry.is_older(ages.left_behind))
+        };
         for (name, files) in by_first_name(self.below("jobs")?) {
             let Ok(job) = JobKey::parse(&name) else { continue };
             held.keep()?;
@@ -200,7 +205,7 @@ impl Store {
                 Some(named) => {
                     stays.insert(name, named);
                 }
-                None if files.iter().all(|entry| entry.is_older(ages.left_behind)) => {
+                None if is_remains(&files) => {
                     rubbish.remains.push(name);
                 }
                 None => {}
@@ -221,21 +226,35 @@ impl Store {
         held: &Held,
         goes: impl Fn(&str) -> bool,
     ) -> Result<(), Error> {
-        let (own, others): (Vec<Entry>, Vec<Entry>) =
-            self.below("claims")?.into_iter().partition(|claim| claim.names().0 == owner);
-        let others: HashSet<&str> = others.iter().map(|claim| claim.names().1).collect();
-        for claim in &own {
+        let mut gone = self.below(&format!("claims/{owner}"))?;
+        gone.retain(|claim| !claim.names().1.is_empty() && goes(claim.names().1));
+        let needed = self.claimed_by_others(owner, &gone)?;
+        for claim in &gone {
             let (_, sha256) = claim.names();
-            if sha256.is_empty() || !goes(sha256) {
-                continue;
-            }
-            if !others.contains(sha256) {
+            if !needed.contains(sha256) {
                 self.erase(&format!("blobs/{sha256}"), held)?;
             }
             self.erase(&claim.key, held)?;
         }
         self.prune(owner);
         Ok(())
+    }
+
+    /// The hashes of `claims` that others than `owner` claim too.
+    fn claimed_by_others(&self, owner: &str, claims: &[Entry]) -> Result<HashSet<String>, Error> {
+        let hashes = claims.iter().map(|claim| claim.names().1);
+        if claims.is_empty() {
+            return Ok(HashSet::new());
+        }
+        if self.inner.bucket.is_none() {
+            let mut folders = entries(&self.root().join("claims"))?;
+            folders.retain(|(other, _)| other != owner);
+            let is_there = |sha256: &&str| folders.iter().any(|(_, at)| at.join(sha256).exists());
+            return Ok(hashes.filter(is_there).map(str::to_owned).collect());
+        }
+        let mut all = self.below("claims")?;
+        all.retain(|claim| claim.names().0 != owner);
+        Ok(all.iter().map(|claim| claim.names().1.to_owned()).collect())
     }
 
     /// A result goes before its files, and a file before its claim, so that a crash in between leaves nothing that
@@ -337,7 +356,7 @@ fn walk(root: &Path, prefix: &str) -> Result<Vec<Entry>, Error> {
 struct Rubbish {
     /// Jobs with results that are too old.
     jobs: Vec<String>,
-    /// Jobs that never published.
+    /// Jobs that never published; a store in a folder may have something of them.
     remains: Vec<String>,
     /// Jobs whose work goes.
     work: Vec<String>,

@@ -1,8 +1,9 @@
 //! One lock for the whole store: writers hold it together, removal holds it alone.
 //!
 //! In a folder it is a lock of the system on the file `lock`. In a bucket it is objects: each writer keeps one under
-//! `locks/shared`, removal keeps one under `locks/alone`. A writer first makes its object and then looks for removal's;
-//! removal first makes its own and then looks for writers. So at least one of two sees the other and waits.
+//! `locks/shared`, removal keeps one under `locks/alone`, each with a key of its own. Whoever comes first makes
+//! its object and then looks for one of removal, to which it gives way; removal then waits for the writers' too. So at
+//! least one of two sees the other and waits.
 //! Objects of dead holders are removed by who waits: one that stays as it is for a whole [`LEASE`] of the waiter's own
 //! clock is dead, since a live holder writes it anew, or gives up, long before. No two clocks are compared.
 
@@ -31,10 +32,10 @@ const RENEW: Duration = Duration::from_secs(15);
 const SILENCE: Duration = Duration::from_secs(RENEW.as_secs() + 2 * PATIENCE.as_secs());
 /// How long an object of a lock counts without being written anew: [`SILENCE`] and the request that does it.
 const LEASE: Duration = Duration::from_secs(100);
-/// Time between two looks at who holds the lock.
+/// Least time between two looks at who holds the lock.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Where removal keeps its object.
+/// Where removal keeps an object.
 const ALONE: &str = "locks/alone";
 /// Where each writer keeps one.
 const SHARED: &str = "locks/shared";
@@ -43,7 +44,9 @@ const SHARED: &str = "locks/shared";
 pub(super) enum Held {
     /// Of the system.
     File { _file: File },
-    /// An object in a bucket.
+    /// No lock is needed.
+    Nothing,
+    /// An object in a bucket, whose key nobody else has.
     Object { store: Store, key: String, written: Mutex<Instant> },
 }
 
@@ -64,13 +67,22 @@ impl Held {
         *written = now;
         Ok(())
     }
+
+    /// As [`keep`](Self::keep) before the one step that must not be done without the lock: others may have taken it for
+    /// a dead one's while the whole machine slept, which its clock does not show.
+    pub(super) fn confirm(&self) -> Result<(), Error> {
+        if let Self::Object { store, key, .. } = self
+            && !store.has(key)?
+        {
+            return Err(Error::LockLost { key: key.clone() });
+        }
+        self.keep()
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // Later it may be somebody else's.
-        if let Self::Object { store, key, written } = self
-            && written.get_mut().is_ok_and(|written| written.elapsed() < LEASE / 2)
+        if let Self::Object { store, key, .. } = self
             && let Err(error) = store.remove(key)
         {
             tracing::warn!(%error, key, "a lock stays until its lease ends");
@@ -82,7 +94,7 @@ impl Store {
     /// Held while something is put or published: removal waits.
     pub(super) fn lock_shared(&self) -> Result<Held, Error> {
         if self.inner.bucket.is_some() {
-            return self.hold_shared();
+            return self.hold(SHARED, SHARED_WITHIN);
         }
         let (path, file) = self.lock_file()?;
         within(SHARED_WITHIN, || file.try_lock_shared())
@@ -92,14 +104,16 @@ impl Store {
 
     /// As [`lock_shared`](Self::lock_shared) for what one job alone knows of, which a bucket needs no lock for: it is
     /// written whole, and a removal that comes between costs a checkpoint at most.
-    pub(super) fn lock_work(&self) -> Result<Option<Held>, Error> {
-        self.inner.bucket.is_none().then(|| self.lock_shared()).transpose()
+    pub(super) fn lock_work(&self) -> Result<Held, Error> {
+        if self.inner.bucket.is_some() { Ok(Held::Nothing) } else { self.lock_shared() }
     }
 
     /// Held while something is removed: nobody puts or publishes.
     pub(super) fn lock_alone(&self, patience: Duration) -> Result<Held, Error> {
         if self.inner.bucket.is_some() {
-            return self.hold_alone(patience);
+            // Where it matters, until an object of a dead holder is known for one.
+            let lease = if patience > BRIEFLY { LEASE } else { Duration::ZERO };
+            return self.hold(ALONE, patience + lease);
         }
         let (path, file) = self.lock_file()?;
         within(patience, || file.try_lock()).map_err(|source| writing(&path, source))?;
@@ -118,62 +132,48 @@ impl Store {
         Ok((path, file))
     }
 
-    fn hold_shared(&self) -> Result<Held, Error> {
-        loop {
-            let (key, written) = (format!("{SHARED}/{}", uuid::Uuid::now_v7()), Instant::now());
-            self.replace(&key, &stamp())?;
-            let held = Held::Object { store: self.clone(), key, written: Mutex::new(written) };
-            if !self.is_held(ALONE)? {
-                return Ok(held);
-            }
-            // Removal goes first.
-            drop(held);
-            while self.is_held(ALONE)? {
-                thread::sleep(LOOK);
-            }
-        }
-    }
-
-    /// Waits longer than `patience` where it matters: until an object of a dead holder is known for one.
-    fn hold_alone(&self, patience: Duration) -> Result<Held, Error> {
-        let key = format!("{ALONE}/it");
-        let patience = if patience > BRIEFLY { patience + LEASE } else { patience };
+    /// Makes an object at `place` when nobody has one at [`ALONE`]. Who wants to be alone then waits for writers.
+    fn hold(&self, place: &str, patience: Duration) -> Result<Held, Error> {
+        let key = format!("{place}/{}", uuid::Uuid::now_v7());
         let start = Instant::now();
         let pause = || {
-            thread::sleep(LOOK);
+            thread::sleep(LOOK + LOOK * u32::from(stamp()[15] % 4));
             let is_late = start.elapsed() > patience;
-            if is_late { Err(writing(Path::new(&key), held_for(patience))) } else { Ok(()) }
+            if is_late { Err(writing(Path::new(place), held_for(patience))) } else { Ok(()) }
         };
         loop {
-            let (stamp, written) = (stamp(), Instant::now());
-            // An answer that got lost is asked for again, and then the object is there.
-            if self.create(&key, &stamp)? || self.get(&key)?.is_some_and(|found| found == stamp[..])
-            {
-                let held = Held::Object {
-                    store: self.clone(),
-                    key: key.clone(),
-                    written: Mutex::new(written),
-                };
-                while self.is_held(SHARED)? {
+            let written = Instant::now();
+            self.replace(&key, &stamp())?;
+            let held = Held::Object {
+                store: self.clone(),
+                key: key.clone(),
+                written: Mutex::new(written),
+            };
+            if !self.is_held(ALONE, &key)? {
+                while place == ALONE && self.is_held(SHARED, &key)? {
                     held.keep()?;
                     pause()?;
                 }
                 return Ok(held);
             }
-            self.is_held(ALONE)?;
+            // Of two that came at once both may be here, and each waits for another time.
+            drop(held);
             pause()?;
+            while self.is_held(ALONE, &key)? {
+                pause()?;
+            }
         }
     }
 
-    /// Whether anybody has an object at `place`; removes what dead holders left.
-    fn is_held(&self, place: &'static str) -> Result<bool, Error> {
+    /// Whether there is an object at `place` but `own`; removes what dead holders left.
+    fn is_held(&self, place: &'static str, own: &str) -> Result<bool, Error> {
         let asked = Instant::now();
         let mut found = Versions::new();
         let objects = self.objects(place)?;
         let now = Instant::now();
         let mut all = self.inner.seen.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = all.remove(place).unwrap_or_default();
-        for object in objects {
+        for object in objects.into_iter().filter(|object| object.location.as_ref() != own) {
             let version = object.e_tag.unwrap_or_else(|| object.last_modified.to_string());
             let version = (object.location.to_string(), version);
             let since = before.get(&version).copied().unwrap_or(now);
@@ -227,12 +227,13 @@ fn held_for(time: Duration) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
     use std::sync::{Arc, Barrier};
 
     use object_store::memory::InMemory;
 
     use super::*;
-    use crate::store::Inner;
+    use crate::store::{Content, Inner, of_bytes};
 
     fn store() -> Store {
         let (root, bucket) = (PathBuf::new(), Some("s3://a".to_owned()));
@@ -254,20 +255,24 @@ mod tests {
         drop(one);
         let error = store.lock_alone(Duration::ZERO).err().unwrap();
         assert!(error.to_string().ends_with("another process has held it for 0ns"), "{error}");
-        assert!(!store.is_held(ALONE).unwrap(), "removal that gave up holds up nobody");
+        assert!(!store.is_held(ALONE, "").unwrap(), "removal that gave up holds up nobody");
         drop(other);
         let alone = store.lock_alone(Duration::ZERO).unwrap();
-        assert!(store.lock_alone(Duration::ZERO).is_err());
+        for place in [SHARED, ALONE] {
+            let error = store.hold(place, Duration::ZERO).err().unwrap();
+            assert!(error.to_string().ends_with("another process has held it for 0ns"), "{error}");
+        }
+        assert!(!store.is_held(SHARED, "").unwrap());
         let barrier = Barrier::new(2);
         thread::scope(|scope| {
             let writer = scope.spawn(|| {
                 barrier.wait();
                 let _held = store.lock_shared().unwrap();
-                store.is_held(ALONE).unwrap()
+                store.is_held(ALONE, "").unwrap()
             });
             barrier.wait();
             for _ in 0..1000 {
-                assert!(store.is_held(ALONE).unwrap() && !writer.is_finished());
+                assert!(store.is_held(ALONE, "").unwrap() && !writer.is_finished());
             }
             drop(alone);
             assert!(!writer.join().unwrap(), "only then");
@@ -275,20 +280,40 @@ mod tests {
     }
 
     #[test]
+    fn removal_is_alone() {
+        let store = store();
+        let (holders, barrier) = (AtomicU32::new(0), Barrier::new(4));
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..4 {
+                        barrier.wait();
+                        let _held = store.lock_alone(ALONE_WITHIN).unwrap();
+                        assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0);
+                        thread::yield_now();
+                        holders.fetch_sub(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        assert!(store.objects("locks").unwrap().is_empty());
+    }
+
+    #[test]
     fn what_a_dead_holder_left_goes_after_its_lease() {
         let store = store();
         let dead = format!("{SHARED}/dead");
         store.replace(&dead, &stamp()).unwrap();
-        assert!(store.is_held(SHARED).unwrap());
+        assert!(store.is_held(SHARED, "").unwrap());
         age(&store);
         store.replace(&dead, &stamp()).unwrap();
         assert!(store.lock_alone(Duration::ZERO).is_err(), "it was written anew: it lives");
         age(&store);
         store.lock_alone(Duration::ZERO).unwrap();
         assert!(!store.has(&dead).unwrap());
-        let alone = format!("{ALONE}/it");
+        let alone = format!("{ALONE}/dead");
         store.replace(&alone, &stamp()).unwrap();
-        assert!(store.is_held(ALONE).unwrap());
+        assert!(store.is_held(ALONE, "").unwrap());
         age(&store);
         store.lock_shared().unwrap();
         assert!(!store.has(&alone).unwrap());
@@ -306,8 +331,42 @@ mod tests {
         held.keep().unwrap();
         set(SILENCE + Duration::from_secs(1));
         assert!(matches!(held.keep().unwrap_err(), Error::LockLost { .. }));
-        set(LEASE);
         drop(held);
-        assert!(store.is_held(SHARED).unwrap(), "it may be somebody else's by now");
+        assert!(!store.is_held(SHARED, "").unwrap(), "nobody else has its key");
+    }
+
+    #[test]
+    fn a_lock_that_others_took_for_a_dead_ones_is_lost() {
+        let store = store();
+        let held = store.lock_shared().unwrap();
+        held.confirm().unwrap();
+        let Held::Object { key, .. } = &held else { panic!("a bucket has objects") };
+        store.remove(key).unwrap();
+        assert!(matches!(held.confirm().unwrap_err(), Error::LockLost { .. }));
+    }
+
+    #[test]
+    fn content_goes_while_the_lock_is_held_and_no_longer() {
+        let store = store();
+        let held = store.lock_shared().unwrap();
+        let Held::Object { key: lock, written, .. } = &held else { panic!("a bucket has objects") };
+        let set = |age| *written.lock().unwrap() = Instant::now().checked_sub(age).unwrap();
+        let stamp = || store.get(lock).unwrap().unwrap();
+        for content in [b"a".to_vec(), vec![0; 9 << 20]] {
+            let blob = of_bytes(&content);
+            let put = || store.put_content("blobs/a", &blob, &Content::Memory(&content), &held);
+            set(SILENCE + Duration::from_secs(1));
+            assert!(matches!(put().unwrap_err(), Error::LockLost { .. }));
+            assert!(!store.has("blobs/a").unwrap());
+            let before = stamp();
+            set(RENEW);
+            put().unwrap();
+            assert_ne!(stamp(), before, "written anew");
+            let before = stamp();
+            set(RENEW);
+            put().unwrap();
+            assert_ne!(stamp(), before, "while what is there is read, too");
+            store.remove("blobs/a").unwrap();
+        }
     }
 }

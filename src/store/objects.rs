@@ -3,7 +3,7 @@
 //! Also what a failed request to either means.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::time::Instant;
 
@@ -14,8 +14,10 @@ use object_store::path::Path as ObjectPath;
 use object_store::{MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use sha2::{Digest, Sha256};
 
-use super::lock::PATIENCE;
-use super::{BlobRef, Content, Error, Inner, Store, bucket, key, next_piece, reading, writing};
+use super::lock::{Held, PATIENCE};
+use super::{
+    BlobRef, Content, Error, Inner, PIECE, Store, bucket, key, next_piece, reading, writing,
+};
 use crate::failpoint;
 
 /// Times a bucket is asked to create an object.
@@ -28,21 +30,6 @@ impl Inner {
         // Where an async task calls this, its budget of operations ends some time, and is filled up only after this.
         block_on(tokio::task::unconstrained(future))
     }
-
-    /// Sends the file at `path` into `upload`; gives the hash and length of what was sent.
-    fn pour(&self, upload: &mut dyn MultipartUpload, path: &Path) -> Result<BlobRef, Poured> {
-        let mut file = File::open(path).map_err(Poured::Read)?;
-        let (mut hasher, mut bytes) = (Sha256::new(), 0_u64);
-        loop {
-            let piece = next_piece(&mut file).map_err(Poured::Read)?;
-            if piece.is_empty() {
-                return Ok(BlobRef { sha256: key::hex(&hasher.finalize()), bytes });
-            }
-            hasher.update(&piece);
-            bytes += piece.len() as u64;
-            self.wait(upload.put_part(PutPayload::from(piece))).map_err(Poured::Write)?;
-        }
-    }
 }
 
 impl Store {
@@ -52,27 +39,33 @@ impl Store {
         key: &str,
         blob: &BlobRef,
         content: &Content<'_>,
+        held: &Held,
     ) -> Result<(), Error> {
         let there = self.is_there(key)?;
-        if there && self.is_intact(key, blob)? {
+        if there && self.is_intact(key, blob, held)? {
             return Ok(());
         }
+        held.keep()?;
         match content {
+            Content::Memory(bytes) if bytes.len() as u64 > PIECE => {
+                self.stream(key, blob, (Path::new(key), &mut &bytes[..]), held)
+            }
             // Another writer of the same bytes may have come first.
-            Content::Memory(bytes) if !there => {
-                if self.create(key, bytes)? || self.is_intact(key, blob)? {
-                    Ok(())
-                } else {
-                    self.replace(key, bytes)
-                }
+            Content::Memory(bytes)
+                if !there && (self.create(key, bytes)? || self.is_intact(key, blob, held)?) =>
+            {
+                Ok(())
             }
             Content::Memory(bytes) => self.replace(key, bytes),
-            Content::File(path) => self.stream(key, blob, path),
+            Content::File(path) => {
+                let mut file = File::open(path).map_err(|source| reading(path, source))?;
+                self.stream(key, blob, (path, &mut file), held)
+            }
         }
     }
 
-    fn is_intact(&self, key: &str, blob: &BlobRef) -> Result<bool, Error> {
-        match self.measure(key) {
+    fn is_intact(&self, key: &str, blob: &BlobRef, held: &Held) -> Result<bool, Error> {
+        match self.measure(key, held) {
             Ok(found) => Ok(found == *blob),
             Err(Error::Missing { .. }) => Ok(false),
             Err(error) => Err(error),
@@ -80,20 +73,19 @@ impl Store {
     }
 
     /// Hash and length of what lies under `key`, read in pieces.
-    fn measure(&self, key: &str) -> Result<BlobRef, Error> {
+    fn measure(&self, key: &str, held: &Held) -> Result<BlobRef, Error> {
+        let failed = |source| self.reading(key, &source);
         let path = ObjectPath::from(key);
-        self.inner
-            .wait(async {
-                let mut stream = self.inner.objects.get(&path).await?.into_stream();
-                let (mut hasher, mut bytes) = (Sha256::new(), 0_u64);
-                while let Some(piece) = stream.next().await {
-                    let piece = piece?;
-                    bytes += piece.len() as u64;
-                    hasher.update(&piece);
-                }
-                Ok(BlobRef { sha256: key::hex(&hasher.finalize()), bytes })
-            })
-            .map_err(|source| self.reading(key, &source))
+        let mut stream =
+            self.inner.wait(self.inner.objects.get(&path)).map_err(failed)?.into_stream();
+        let (mut hasher, mut bytes) = (Sha256::new(), 0_u64);
+        while let Some(piece) = self.inner.wait(stream.next()) {
+            let piece = piece.map_err(failed)?;
+            bytes += piece.len() as u64;
+            hasher.update(&piece);
+            held.keep()?;
+        }
+        Ok(BlobRef { sha256: key::hex(&hasher.finalize()), bytes })
     }
 
     /// Creates `key` if absent; false when it is there.
@@ -143,28 +135,49 @@ impl Store {
             .map_err(|source| self.failed(key, &source))
     }
 
-    /// Puts a file in pieces; it appears under `key` whole or not at all.
-    fn stream(&self, key: &str, blob: &BlobRef, path: &Path) -> Result<(), Error> {
-        let failed = |source| self.failed(key, &source);
+    /// Puts what is read from `path` in pieces; it appears under `key` whole or not at all.
+    fn stream(
+        &self,
+        key: &str,
+        blob: &BlobRef,
+        from: (&Path, &mut dyn Read),
+        held: &Held,
+    ) -> Result<(), Error> {
         let target = ObjectPath::from(key);
-        let mut upload =
-            self.inner.wait(self.inner.objects.put_multipart(&target)).map_err(failed)?;
-        let poured = self.inner.pour(upload.as_mut(), path);
-        failpoint::hit("blob_staged").map_err(|source| writing(Path::new(key), source))?;
-        match poured {
-            Ok(found) if found == *blob => {
-                self.inner.wait(upload.complete()).map(|_| ()).map_err(failed)
-            }
-            poured => {
-                // The staged file goes now or with a sweep; what went wrong matters more.
-                self.inner.wait(upload.abort()).ok();
-                match poured {
-                    Ok(_) => Err(Error::Changed { path: path.to_owned() }),
-                    Err(Poured::Read(source)) => Err(reading(path, source)),
-                    Err(Poured::Write(source)) => Err(failed(source)),
-                }
-            }
+        let begun = self.inner.wait(self.inner.objects.put_multipart(&target));
+        let mut upload = begun.map_err(|source| self.failed(key, &source))?;
+        let sent = self.send(upload.as_mut(), (key, blob), from, held);
+        if sent.is_err() {
+            // No sweep sees the pieces in a bucket. What went wrong matters more.
+            self.inner.wait(upload.abort()).ok();
         }
+        sent
+    }
+
+    fn send(
+        &self,
+        upload: &mut dyn MultipartUpload,
+        (key, blob): (&str, &BlobRef),
+        (path, content): (&Path, &mut dyn Read),
+        held: &Held,
+    ) -> Result<(), Error> {
+        let failed = |source| self.failed(key, &source);
+        let (mut hasher, mut bytes) = (Sha256::new(), 0_u64);
+        loop {
+            let piece = next_piece(&mut *content).map_err(|source| reading(path, source))?;
+            if piece.is_empty() {
+                break;
+            }
+            hasher.update(&piece);
+            bytes += piece.len() as u64;
+            self.inner.wait(upload.put_part(PutPayload::from(piece))).map_err(failed)?;
+            held.keep()?;
+        }
+        failpoint::hit("blob_staged").map_err(|source| writing(Path::new(key), source))?;
+        if (BlobRef { sha256: key::hex(&hasher.finalize()), bytes }) != *blob {
+            return Err(Error::Changed { path: path.to_owned() });
+        }
+        self.inner.wait(upload.complete()).map(drop).map_err(failed)
     }
 
     pub(super) fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
@@ -229,12 +242,6 @@ impl Store {
             Err(source) => Err(self.failed(key, &source)),
         }
     }
-}
-
-/// Which side of a copy failed.
-enum Poured {
-    Read(io::Error),
-    Write(object_store::Error),
 }
 
 /// What a failed write through the backend means.

@@ -10,8 +10,8 @@ impl Store {
     /// Keeps `content` until the job is cleaned up: pictures and frames on their way to the next stage.
     pub fn put_work(&self, job: &JobKey, content: &[u8]) -> Result<BlobRef, Error> {
         let blob = of_bytes(content);
-        let _held = self.lock_work()?;
-        self.put_content(&work_key(job, &blob.sha256)?, &blob, &Content::Memory(content))?;
+        let held = self.lock_work()?;
+        self.put_content(&work_key(job, &blob.sha256)?, &blob, &Content::Memory(content), &held)?;
         Ok(blob)
     }
 
@@ -64,9 +64,9 @@ impl Store {
         content: &[u8],
     ) -> Result<BlobRef, Error> {
         let blob = of_bytes(content);
-        let _held = self.lock_work()?;
+        let held = self.lock_work()?;
         let key = checkpoint_key(job, stage, &blob.sha256)?;
-        self.put_content(&key, &blob, &Content::Memory(content))?;
+        self.put_content(&key, &blob, &Content::Memory(content), &held)?;
         Ok(blob)
     }
 

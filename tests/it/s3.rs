@@ -3,10 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use std::collections::HashSet;
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
+use std::time::Duration;
 
-use axum::http::StatusCode;
+use axum::extract::Request;
+use axum::http::request::Parts;
+use axum::http::{Method, StatusCode};
+use axum::response::IntoResponse;
 use bytes::Bytes;
 use genvideo::store::{Error, JobKey, Store};
 
@@ -73,17 +78,78 @@ fn a_blob_is_fetched_once_and_checked() {
 
 /// A server that answers every request alike; gives its address.
 fn answering(status: StatusCode) -> String {
+    serving(move |_| (status, [("ETag", "\"a\"")], ""))
+}
+
+/// A server that answers as `answer` says; gives its address.
+fn serving<A: IntoResponse + Send>(
+    answer: impl Fn(&Parts) -> A + Clone + Send + Sync + 'static,
+) -> String {
     let (sender, receiver) = std::sync::mpsc::channel();
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             sender.send(listener.local_addr().unwrap()).unwrap();
-            let answer = move || async move { (status, [("ETag", "\"a\"")]) };
+            let answer = move |request: Request| async move {
+                let (asked, content) = request.into_parts();
+                axum::body::to_bytes(content, usize::MAX).await.unwrap();
+                answer(&asked)
+            };
             axum::serve(listener, axum::Router::new().fallback(answer)).await.unwrap();
         });
     });
     format!("http://{}", receiver.recv().unwrap())
+}
+
+#[test]
+fn large_content_goes_in_pieces_and_an_upload_that_fails_is_given_up() {
+    let (sender, requests) = std::sync::mpsc::channel();
+    let is_first = Arc::new(AtomicBool::new(true));
+    let endpoint = serving(move |request| {
+        let (query, headers) = (request.uri.query().unwrap_or_default(), &request.headers);
+        let status = match request.method {
+            Method::HEAD => StatusCode::NOT_FOUND,
+            Method::PUT
+                if headers.contains_key("if-none-match")
+                    && !is_first.swap(false, Ordering::SeqCst) =>
+            {
+                StatusCode::PRECONDITION_FAILED
+            }
+            Method::POST if query.contains("uploadId") => StatusCode::FORBIDDEN,
+            _ => StatusCode::OK,
+        };
+        let length = headers.get("content-length").map(|length| length.to_str().unwrap());
+        let asked = format!("{} {query} {}", request.method, length.unwrap_or_default());
+        sender.send(asked).unwrap();
+        let begun =
+            "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>";
+        (status, [("ETag", "\"a\"")], if query.contains("uploads") { begun } else { "" })
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let store =
+        Store::open_bucket("s3://videos", &bucket::variables(&endpoint), folder.path()).unwrap();
+    let _opened = requests.try_iter().count();
+    let error = store.put_work(&JobKey::of_workflow("a"), &vec![0; 9 << 20]).unwrap_err();
+    assert!(matches!(error, Error::Backend { .. }), "{error}");
+    let asked: Vec<String> = requests.try_iter().collect();
+    let parts: Vec<&String> = asked.iter().filter(|asked| asked.starts_with("PUT")).collect();
+    assert!(parts.len() == 2 && parts.iter().all(|part| part.contains("partNumber")), "{asked:?}");
+    assert!(parts[0].ends_with(" 8388608") && parts[1].ends_with(" 1048576"), "{asked:?}");
+    assert!(asked.last().unwrap().starts_with("DELETE uploadId=u"), "{asked:?}");
+}
+
+#[test]
+fn clean_up_leaves_a_manifest_that_came_late() {
+    let (bucket, folder) = (Bucket::new(), tempfile::tempdir().unwrap());
+    let (store, job) = (bucket.store(folder.path()), JobKey::of_workflow("a"));
+    // As one that landed after it was asked for.
+    let late = bucket.objects.join(format!("jobs/{job}/late"));
+    std::fs::create_dir_all(late.parent().unwrap()).unwrap();
+    std::fs::write(&late, b"{}").unwrap();
+    store.cleanup(&job).unwrap();
+    store.sweep(Duration::ZERO).unwrap();
+    assert!(late.exists());
 }
 
 #[test]
