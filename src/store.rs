@@ -393,8 +393,11 @@ fn folders(root: &Path, names: &[&str]) -> Result<PathBuf, Error> {
     fs::canonicalize(root).map_err(|source| writing(root, source))
 }
 
+/// What the manifest of a job is called in its folder.
+const MANIFEST: &str = "manifest.json";
+
 fn manifest_key(job: &JobKey) -> String {
-    format!("jobs/{job}/manifest.json")
+    format!("jobs/{job}/{MANIFEST}")
 }
 
 fn same_or_conflict(job: &JobKey, before: &[u8], now: &[u8]) -> Result<Published, Error> {

@@ -32,11 +32,15 @@ const SEARCH_ATTRIBUTES: [&str; 3] = ["UserId=Keyword", "GvJobType=Keyword", "Gv
 ///
 /// Whoever does not answer a ping loses its connection, and with it the polls that a frozen worker or a machine that
 /// was cut off leaves behind: else the next attempt of a stage is handed to it again, for one more heartbeat timeout.
-pub const DYNAMIC_CONFIG: [&str; 4] = [
+///
+/// A server of several hosts sets its timers at least a second ahead, since their clocks differ; one process has one
+/// clock, so an attempt that is due in half a second comes then.
+pub const DYNAMIC_CONFIG: [&str; 5] = [
     "matching.numTaskqueueWritePartitions=1",
     "matching.enableFairness=true",
     "frontend.keepAliveTime=\"3s\"",
     "frontend.keepAliveTimeout=\"4s\"",
+    "history.timerProcessorMaxTimeShift=\"50ms\"",
 ];
 
 /// Starts a server and waits until it answers. The caller has the turn.

@@ -16,7 +16,7 @@ use object_store::ObjectMeta;
 use crate::failpoint;
 
 use super::lock::{ALONE_WITHIN, BRIEFLY, Held};
-use super::{Error, JobKey, Store, key, reading, writing};
+use super::{Error, JobKey, MANIFEST, Store, key, reading, writing};
 
 /// How old things must be to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,14 +195,23 @@ impl Store {
             let mut files = files.iter();
             self.inner.bucket.is_none() && files.all(|entry| entry.is_older(ages.left_behind))
         };
+        // As for blobs: `manifest.json#1`.
+        let is_left_beside = |entry: &&Entry| {
+            let name = entry.names().1;
+            self.inner.bucket.is_none()
+                && !["", MANIFEST].contains(&name)
+                && entry.is_older(ages.left_behind)
+        };
+        let at = |entry: &Entry| self.root().join(&entry.key);
         for (name, files) in by_first_name(self.below("jobs")?) {
             let Ok(job) = JobKey::parse(&name) else { continue };
             held.keep()?;
-            let manifest = files.iter().find(|entry| entry.names().1 == "manifest.json");
+            let manifest = files.iter().find(|entry| entry.names().1 == MANIFEST);
             let is_old = |age| manifest.is_some_and(|entry| entry.is_older(age));
             match self.named_by(&job)? {
                 Some(_) if ages.results.is_some_and(is_old) => rubbish.jobs.push(name),
                 Some(named) => {
+                    rubbish.temp.extend(files.iter().filter(is_left_beside).map(at));
                     stays.insert(name, named);
                 }
                 None if is_remains(&files) => {
