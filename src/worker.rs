@@ -25,7 +25,7 @@ use temporalio_client::Client;
 use temporalio_sdk::runtime::RuntimeOptions;
 use temporalio_sdk::runtime::worker_tuner::{FixedSizeSlotSupplier, TunerHolder, WorkerTuner};
 use temporalio_sdk::{Runtime, Worker, WorkerOptions, WorkflowRegistrationError};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use crate::render::Renderer;
 use activities::{DeviceActivities, EncodeActivities, LightActivities};
@@ -169,7 +169,7 @@ fn workers(
         renderer: renderer.clone(),
         unfit: unfit.clone(),
         host: host.clone(),
-        in_hand: Arc::default(),
+        device: Arc::new(Semaphore::new(1)),
     };
     let encoder = EncodeActivities { renderer: renderer.clone() };
     let light =

@@ -10,6 +10,7 @@ use super::output::{self, Output};
 use super::session::Session;
 use crate::client::Worker;
 use crate::config::Config;
+use crate::worker::fleet;
 
 /// Flags of `workers`.
 #[derive(clap::Args, Debug)]
@@ -81,7 +82,7 @@ fn line(worker: &Worker, now: SystemTime) -> String {
     };
     let ago = |time: SystemTime| now.duration_since(time).unwrap_or_default().as_secs();
     let seen = worker.last_seen.map_or_else(String::new, |time| format!("{} s ago", ago(time)));
-    let mut line = format!("{state:<7}  {seen:<10}  {}", worker.identity);
+    let mut line = format!("{state:<7}  {seen:<10}  {}", fleet::spoken(&worker.identity));
     for stage in &worker.stages {
         let since = stage.since.map_or(0, ago);
         line.push_str(&format!(

@@ -3,16 +3,16 @@
 //! Three groups for three queues: light ones beside the workflows, those that need the device, and the encoder.
 //! Names are explicit, since running jobs and clients of other languages rely on them.
 
+use std::future::Future;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use temporalio_common::error::ApplicationFailure;
 use temporalio_macros::activities;
 use temporalio_sdk::activities::{ActivityContext, ActivityError};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::fleet::{self, Peer};
 use super::heartbeat::{self, Lane};
@@ -192,30 +192,29 @@ pub(crate) struct DeviceActivities {
     /// Told when the device has failed: what its driver says from then on may be of no use.
     pub(crate) unfit: Arc<Notify>,
     pub(crate) host: Option<String>,
-    /// Stages that this process has in hand for the device, from all of the device's queues.
-    pub(crate) in_hand: Arc<AtomicUsize>,
-}
-
-/// A stage for as long as it is in hand.
-struct InHand(Arc<AtomicUsize>);
-
-impl Drop for InHand {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+    /// The device, which has one permit for all of its queues.
+    pub(crate) device: Arc<Semaphore>,
 }
 
 impl DeviceActivities {
-    /// Takes the stage in hand. There is one device for several queues, so it may be taken: then what nobody else can do
-    /// waits here, and everything else goes back to the server while another worker may be free.
-    async fn take(&self, ctx: &ActivityContext) -> Result<InHand, ActivityError> {
-        let before = self.in_hand.fetch_add(1, Ordering::Relaxed);
-        let in_hand = InHand(self.in_hand.clone());
+    /// The device's turn. There is one device for several queues, so it may be taken: then what nobody else can do waits
+    /// here, and everything else goes back to the server while another worker may be free.
+    async fn take(
+        &self,
+        ctx: &ActivityContext,
+    ) -> Result<impl Future<Output = OwnedSemaphorePermit> + use<>, ActivityError> {
+        let device = self.device.clone();
+        let free = device.clone().try_acquire_owned().ok();
         let own = self.host.as_deref().map(policy::device_queue);
-        if before > 0 && own.is_none_or(|own| own != ctx.info().task_queue) {
+        if free.is_none() && own.is_none_or(|own| own != ctx.info().task_queue) {
             heartbeat::pass_on(ctx).await?;
         }
-        Ok(in_hand)
+        Ok(async move {
+            match free {
+                Some(permit) => permit,
+                None => device.acquire_owned().await.expect("nobody closes it"),
+            }
+        })
     }
 
     fn mind<T>(unfit: &Notify, outcome: Result<T, render::Error>) -> Result<T, render::Error> {
@@ -234,11 +233,12 @@ impl DeviceActivities {
         ctx: ActivityContext,
         task: ImageTask,
     ) -> Result<ImageDone, ActivityError> {
-        let _in_hand = self.take(&ctx).await?;
+        let device = self.take(&ctx).await?;
         let renderer = self.renderer.clone();
         let order = order(&ctx, task.job, task.plan)?;
         let unfit = self.unfit.clone();
-        let made = heartbeat::drive(&ctx, &task.lane, self.host.as_deref(), move |hook| {
+        let place = (self.host.as_deref(), device);
+        let made = heartbeat::drive(&ctx, &task.lane, place, move |hook| {
             Self::mind(&unfit, renderer.gen_image(&order, hook))
         })
         .await?;
@@ -251,10 +251,10 @@ impl DeviceActivities {
         ctx: ActivityContext,
         task: VideoTask,
     ) -> Result<FramesMade, ActivityError> {
-        let _in_hand = self.take(&ctx).await?;
+        let device = self.take(&ctx).await?;
         let (renderer, unfit) = (self.renderer.clone(), self.unfit.clone());
         let order = order(&ctx, task.job, task.plan)?;
-        heartbeat::drive(&ctx, &task.lane, None, move |hook| {
+        heartbeat::drive(&ctx, &task.lane, (None, device), move |hook| {
             Self::mind(&unfit, renderer.gen_video(&order, &task.image, task.run, hook))
         })
         .await
@@ -277,7 +277,7 @@ impl EncodeActivities {
     ) -> Result<VideoMade, ActivityError> {
         let renderer = self.renderer.clone();
         let order = order(&ctx, task.job, task.plan)?;
-        heartbeat::drive(&ctx, &task.lane, None, move |hook| {
+        heartbeat::drive(&ctx, &task.lane, (None, std::future::ready(())), move |hook| {
             renderer.encode_video(&order, &task.runs, hook)
         })
         .await

@@ -23,7 +23,9 @@ const POLL: Duration = Duration::from_secs(70);
 /// Between the parts of an identity.
 const PART: &str = ", ";
 /// What stands behind a worker's memory in its identity.
-const FREE: &str = " GiB free";
+const FREE: &str = " MiB free";
+/// Memory is told in steps of so many MiB: what is free differs a little from one start to the next.
+const STEP: u64 = 256;
 /// What stands before the name of a worker's own store.
 const STORE: &str = "store ";
 
@@ -34,7 +36,7 @@ pub fn identity(device: &str, memory: Option<u64>, store: Option<&str>) -> Strin
     let host = if host.trim().is_empty() { "localhost" } else { host.trim() };
     let mut identity = format!("{}@{host} {device}", std::process::id());
     if let Some(memory) = memory {
-        identity.push_str(&format!("{PART}{} free", render::gib(memory)));
+        identity.push_str(&format!("{PART}{}{FREE}", (memory >> 20) / STEP * STEP));
     }
     if let Some(store) = store {
         identity.push_str(&format!("{PART}{STORE}{store}"));
@@ -47,7 +49,7 @@ pub fn identity(device: &str, memory: Option<u64>, store: Option<&str>) -> Strin
 pub struct Machine<'a> {
     /// `cuda:0 f16`, `cpu f32`.
     pub device: &'a str,
-    /// Bytes that a run may take there; `None` where it does not say.
+    /// Bytes that a run may take there, rounded down; `None` where it does not say.
     pub memory: Option<u64>,
     /// Name of its store, where that is its own.
     pub store: Option<&'a str>,
@@ -67,19 +69,33 @@ impl<'a> Machine<'a> {
         Self { device, memory, store }
     }
 
-    /// Queue of the stages that need as much memory as this worker has. Whole GiB, so that equal devices share one.
+    /// Queue of the stages that need as much memory as this worker has. Whoever works for it has exactly as much.
     fn room(&self, base: &str) -> Option<Room> {
         let memory = self.memory?;
-        let on_cpu = self.device.starts_with("cpu");
-        Some(Room { queue: policy::room_queue(base, on_cpu, memory >> 30), memory, on_cpu })
+        let (on_cpu, dtype) = (self.device.starts_with("cpu"), self.dtype());
+        let queue = policy::room_queue(base, on_cpu, memory >> 20, dtype);
+        Some(Room { queue, memory, on_cpu, is_half: is_half(dtype) })
+    }
+
+    fn dtype(&self) -> &'a str {
+        self.device.rsplit(' ').next().unwrap_or_default()
     }
 }
 
-/// `23.4` GiB in bytes.
-fn bytes(gib: &str) -> Option<u64> {
-    let (whole, tenth) = gib.split_once('.')?;
-    let tenths = whole.parse::<u64>().ok()?.checked_mul(10)?.checked_add(tenth.parse().ok()?)?;
-    Some(tenths.checked_mul(1 << 30)? / 10)
+/// Whether numbers of this type have two bytes.
+fn is_half(dtype: &str) -> bool {
+    dtype.ends_with("16")
+}
+
+/// So many MiB in bytes.
+fn bytes(mib: &str) -> Option<u64> {
+    mib.parse::<u64>().ok()?.checked_mul(1 << 20)
+}
+
+/// A worker's identity as people read it.
+pub fn spoken(identity: &str) -> String {
+    let Some(memory) = Machine::of(identity).memory else { return identity.to_owned() };
+    identity.replace(&format!("{}{FREE}", memory >> 20), &format!("{} free", render::gib(memory)))
 }
 
 /// Task queues of a worker whose workflows are on `base`.
@@ -109,6 +125,9 @@ pub(crate) struct Room {
     pub(crate) memory: u64,
     /// Whether it is main memory.
     pub(crate) on_cpu: bool,
+    /// Whether numbers have two bytes there.
+    #[serde(default)]
+    pub(crate) is_half: bool,
 }
 
 /// A worker that is alive.
@@ -124,8 +143,14 @@ pub(crate) struct Peer {
 
 /// Every worker of the queue `base` that is alive.
 pub(crate) async fn peers(client: &Client, base: &str) -> Result<Vec<Peer>, Status> {
-    let now = SystemTime::now();
     let found = pollers(client, base, TaskQueueType::Activity).await?;
+    Ok(alive(base, &found))
+}
+
+/// Those of `found` that are alive. The clock is the server's: whoever asks works for the queue, so the newest of them
+/// was there just now.
+fn alive(base: &str, found: &[PollerInfo]) -> Vec<Peer> {
+    let now = found.iter().filter_map(last_seen).max().unwrap_or(SystemTime::UNIX_EPOCH);
     let alive = found.iter().filter(|poller| is_recent(last_seen(poller), now));
     let identities: BTreeSet<&str> = alive.map(|poller| &*poller.identity).collect();
     let peer = |identity| {
@@ -133,7 +158,7 @@ pub(crate) async fn peers(client: &Client, base: &str) -> Result<Vec<Peer>, Stat
         let host = machine.store.map(|store| policy::host_queue(base, store));
         Peer { room: machine.room(base), host }
     };
-    Ok(identities.into_iter().map(peer).collect())
+    identities.into_iter().map(peer).collect()
 }
 
 /// Who has asked for work of `kind` in `queue` in the last five minutes.
@@ -167,14 +192,22 @@ mod tests {
     use super::*;
 
     const GIB: u64 = 1 << 30;
+    const MIB: u64 = 1 << 20;
 
     #[test]
     fn a_worker_is_what_it_says() {
         for (device, memory, store, wanted, room) in [
             ("cpu f32", None, None, None, None),
-            ("cpu f32", Some(7 * GIB), Some("ab"), Some(7 * GIB), Some("q-cpu-mem-7")),
-            ("cuda:0 f16", Some(GIB / 2), None, Some(GIB / 2), Some("q-gpu-mem-0")),
-            ("cuda:1 bf16", Some(24 * GIB - 1), None, Some(24 * GIB), Some("q-gpu-mem-24")),
+            ("cpu f32", Some(7 * GIB), Some("ab"), Some(7 * GIB), Some("q-cpu-mem-7168-f32")),
+            ("cuda:0 f16", Some(300 * MIB), None, Some(256 * MIB), Some("q-gpu-mem-256-f16")),
+            ("cuda:0 f32", Some(255 * MIB), None, Some(0), Some("q-gpu-mem-0-f32")),
+            (
+                "cuda:1 bf16",
+                Some(24 * GIB - 1),
+                None,
+                Some(24 * GIB - 256 * MIB),
+                Some("q-gpu-mem-24320-bf16"),
+            ),
             ("without a device: none, alas", None, Some("ab"), None, None),
         ] {
             let identity = identity(device, memory, store);
@@ -186,5 +219,32 @@ mod tests {
             assert_eq!(own_queues("q", &identity).len(), own, "{identity}");
         }
         assert_eq!(Machine::of("somebody@else"), Machine::default());
+    }
+
+    #[test]
+    fn people_read_gib() {
+        for (identity, wanted) in [
+            ("1@h cuda:0 f16, 24320 MiB free, store ab", "1@h cuda:0 f16, 23.8 GiB free, store ab"),
+            ("1@h cpu f32", "1@h cpu f32"),
+        ] {
+            assert_eq!(spoken(identity), wanted);
+        }
+    }
+
+    #[test]
+    fn who_is_alive_is_told_by_the_servers_clock_alone() {
+        let poller = |identity: &str, at: u64| PollerInfo {
+            identity: identity.to_owned(),
+            last_access_time: Some((SystemTime::UNIX_EPOCH + Duration::from_secs(at)).into()),
+            ..PollerInfo::default()
+        };
+        let found = [
+            poller("1@h cpu f32, store a", 10_000),
+            poller("2@h cpu f32, store b", 9_940),
+            poller("3@h cpu f32, store c", 9_930),
+        ];
+        let hosts: Vec<_> = alive("q", &found).into_iter().filter_map(|peer| peer.host).collect();
+        assert_eq!(hosts, ["q-host-a", "q-host-b"]);
+        assert_eq!(alive("q", &[]), []);
     }
 }

@@ -4,6 +4,7 @@
 //! The stage runs on its own thread and only writes the latest report and reads one flag. The async side beats on a
 //! timer as well, so that a long load or one slow step does not look like a dead worker. Start from `drive`.
 
+use std::future::Future;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,7 +56,7 @@ pub struct Beat {
     /// Attempts before this one that ended without a word.
     #[serde(default)]
     pub deaths: u32,
-    /// Whether another stage in the same process has to end first; a death meanwhile is not this one's.
+    /// Whether it waits for its turn in the process or on the device; a death meanwhile is not this one's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub waiting: bool,
     /// Attempts before and including this one that ended with an error.
@@ -116,18 +117,18 @@ pub(crate) struct Lane {
     pub(crate) title: String,
 }
 
-/// Runs `work` on a blocking thread until it ends, beating all the while.
+/// Runs `work` on a blocking thread until it ends, beating all the while; first it waits for `device`, and keeps it.
 pub(crate) async fn drive<T, W>(
     ctx: &ActivityContext,
     lane: &Lane,
-    host: Option<&str>,
+    (host, device): (Option<&str>, impl Future),
     work: W,
 ) -> Result<T, ActivityError>
 where
     T: Send + 'static,
     W: FnOnce(&mut Hook<'_>) -> Result<T, render::Error> + Send + 'static,
 {
-    let first = Beat { host: host.map(str::to_owned), ..first_beat(ctx) };
+    let first = Beat { host: host.map(str::to_owned), waiting: true, ..first_beat(ctx) };
     if first.deaths >= policy::MAX_DEATHS {
         let message = format!(
             "{} attempts at this stage ended with the worker's death; the last: {}",
@@ -147,9 +148,9 @@ where
         at_work,
         turn: None,
     };
-    if !pulse.wait().await {
+    let Some(_device) = pulse.wait(device).await else {
         return pulse.end(Ok(Err(render::Error::Stopped)), None).await;
-    }
+    };
     let (sender, mut receiver) = watch::channel(Report::new("load", 0, 0));
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
@@ -202,6 +203,7 @@ where
     W: FnOnce() -> Result<T, render::Error> + Send + 'static,
 {
     let _at_work = Entry::begin(ctx, None);
+    let mut tally: Tally = ctx.heartbeat_details().deserialize().ok().flatten().unwrap_or_default();
     let mut job = tokio::task::spawn_blocking(work);
     let mut timer = tokio::time::interval(interval(ctx));
     loop {
@@ -209,18 +211,40 @@ where
             done = &mut job => return match done {
                 Ok(Ok(value)) => Ok(value),
                 Ok(Err(error)) => {
-                    // Whoever has to make room is not helped by minutes of waiting; an outage ends some time.
-                    let full = render::class(&error) == ErrorClass::DiskFull;
-                    let tries = if full { policy::MAX_ERRORS } else { policy::SHORT_ATTEMPTS };
-                    let last = ctx.info().attempt >= tries && !render::is_outage(&error);
+                    let last = tally.count(&error);
+                    say(ctx, tally).await;
                     Err(ActivityError::application(failure::of_render(&error, last, None)))
                 }
                 Err(error) => Err(broken(error)),
             },
-            _ = timer.tick() => if let Err(error) = ctx.record_heartbeat(()).await {
-                tracing::warn!(%error, "a heartbeat was not recorded");
-            },
+            _ = timer.tick() => say(ctx, tally.clone()).await,
         }
+    }
+}
+
+/// Heartbeat details of a short stage.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Tally {
+    /// Attempts that ended with an error which was no outage of the store.
+    errors: u32,
+}
+
+impl Tally {
+    /// Counts an error; whether it is the last one. Whoever has to make room is not helped by minutes of waiting; an
+    /// outage ends some time.
+    fn count(&mut self, error: &render::Error) -> bool {
+        if render::is_outage(error) {
+            return false;
+        }
+        self.errors += 1;
+        let full = render::class(error) == ErrorClass::DiskFull;
+        self.errors >= if full { policy::MAX_ERRORS } else { policy::SHORT_ATTEMPTS }
+    }
+}
+
+async fn say(ctx: &ActivityContext, details: impl Serialize + 'static) {
+    if let Err(error) = ctx.record_heartbeat(details).await {
+        tracing::warn!(%error, "a heartbeat was not recorded");
     }
 }
 
@@ -238,16 +262,12 @@ pub(crate) fn checkpoint(ctx: &ActivityContext) -> Option<String> {
 /// Gives the stage back to the server, so that another worker may take it; one that came back too often stays.
 pub(crate) async fn pass_on(ctx: &ActivityContext) -> Result<(), ActivityError> {
     let first = first_beat(ctx);
-    if first.passes >= policy::MAX_PASSES {
-        return Ok(());
-    }
+    let Some(delay) = policy::pass(first.passes) else { return Ok(()) };
     let passes = first.passes + 1;
     let cause = Some(failure::BUSY.to_owned());
-    let beat = Beat { passes, closed: true, waiting: true, cause, ..first };
-    if let Err(error) = ctx.record_heartbeat(beat).await {
-        tracing::warn!(%error, "a heartbeat was not recorded");
-    }
-    Err(ActivityError::application(ApplicationFailure::new(failure::BUSY)))
+    say(ctx, Beat { passes, closed: true, waiting: true, cause, ..first }).await;
+    let failure = ApplicationFailure::builder(failure::BUSY).next_retry_delay(delay).build();
+    Err(ActivityError::application(failure))
 }
 
 /// What the attempts before this one left, counted on.
@@ -315,28 +335,23 @@ struct Pulse<'a> {
 }
 
 impl Pulse<'_> {
-    /// Waits for this stage's turn in the process, beating meanwhile; false when it was stopped before.
-    async fn wait(&mut self) -> bool {
-        let mut turn = std::pin::pin!(Turn::wait(self.beat.deaths > 0));
+    /// Waits for `device` and then for this stage's turn in the process, beating meanwhile; `None` when it was stopped
+    /// before.
+    async fn wait<D: Future>(&mut self, device: D) -> Option<D::Output> {
+        let alone = self.beat.deaths > 0;
+        let mut turn = std::pin::pin!(async { (device.await, Turn::wait(alone).await) });
         let mut timer = tokio::time::interval(interval(self.ctx));
         loop {
             tokio::select! {
                 biased;
-                turn = &mut turn => {
+                (device, turn) = &mut turn => {
                     self.turn = Some(turn);
-                    if std::mem::take(&mut self.beat.waiting) {
-                        self.at_work.note(Some(&self.beat));
-                    }
-                    return true;
+                    self.beat.waiting = false;
+                    self.at_work.note(Some(&self.beat));
+                    return Some(device);
                 }
-                () = self.ctx.cancelled() => return false,
-                _ = timer.tick() => {
-                    if !self.beat.waiting {
-                        self.beat.waiting = true;
-                        self.at_work.note(Some(&self.beat));
-                    }
-                    self.tick().await;
-                }
+                () = self.ctx.cancelled() => return None,
+                _ = timer.tick() => self.tick().await,
             }
         }
     }
@@ -373,9 +388,7 @@ impl Pulse<'_> {
 
     /// Beats, and signals when there is something worth it.
     async fn tick(&mut self) {
-        if let Err(error) = self.ctx.record_heartbeat(self.beat.clone()).await {
-            tracing::warn!(%error, "a heartbeat was not recorded");
-        }
+        say(self.ctx, self.beat.clone()).await;
         let idle = self.signal.as_ref().is_none_or(JoinHandle::is_finished);
         if idle && self.is_news() {
             self.sent = Some((Instant::now(), self.beat.stage.clone(), self.beat.percent));
@@ -426,13 +439,14 @@ impl Pulse<'_> {
                 ..Update::default()
             };
         }
+        let unit = if self.beat.waiting { WAITING } else { spoken(stage) };
         let count = if *total > 0 { format!(" {done}/{total}") } else { String::new() };
         Update {
             ticket: Some(self.lane.ticket),
             step: Some(self.lane.step),
             status: Some(JobStatus::Running),
             percent: Some(*percent),
-            message: Some(format!("{}: {}{count}", self.lane.title, spoken(stage))),
+            message: Some(format!("{}: {unit}{count}", self.lane.title)),
             preview_url: None,
             attempt: Some(*attempt),
             detail: Some(Detail { stage: stage.clone(), done: *done, total: *total }),
@@ -458,9 +472,7 @@ impl Pulse<'_> {
             self.beat.errors += u32::from(!render::is_outage(&error));
             self.beat.cause = Some(request::one_line(&error.to_string()));
         }
-        if let Err(error) = self.ctx.record_heartbeat(self.beat.clone()).await {
-            tracing::warn!(%error, "the last heartbeat was not recorded");
-        }
+        say(self.ctx, self.beat.clone()).await;
         if stopped {
             // While the worker shuts down the SDK reports this as a retryable hand-over, not as a cancel.
             return Err(ActivityError::cancelled_with_details(self.beat));
@@ -478,6 +490,9 @@ impl Pulse<'_> {
     }
 }
 
+/// What a stage does in a worker that is at another one.
+const WAITING: &str = "waiting for another stage to end";
+
 /// A unit of work in words.
 fn spoken(stage: &str) -> &str {
     match stage {
@@ -494,6 +509,24 @@ fn spoken(stage: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store;
+
+    #[test]
+    fn an_outage_uses_up_no_attempt_of_a_short_stage() {
+        let outage = || store::Error::Unanswered { key: "s3://b".into(), message: "away".into() };
+        let full = || store::Error::DiskFull {
+            path: "/".into(),
+            source: std::io::ErrorKind::StorageFull.into(),
+        };
+        let mut tally = Tally::default();
+        for _ in 0..policy::SHORT_ATTEMPTS * 2 {
+            assert!(!tally.count(&outage().into()), "an outage ends nothing");
+        }
+        for error in 1..policy::MAX_ERRORS {
+            assert!(!tally.count(&full().into()), "{error}");
+        }
+        assert!(tally.count(&full().into()));
+    }
 
     #[test]
     fn deaths_are_counted_and_orderly_ends_forgive_them() {

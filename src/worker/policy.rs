@@ -11,7 +11,7 @@ use crate::store;
 
 /// Attempts of a long stage. Hand-overs at a shutdown count as attempts too, so real errors and deaths are
 /// counted apart (see `worker/heartbeat.rs`) and this is only the backstop.
-const LONG_ATTEMPTS: u32 = 50;
+const LONG_ATTEMPTS: u32 = 50 + MAX_PASSES;
 /// Attempts of a short stage.
 pub(crate) const SHORT_ATTEMPTS: u32 = 10;
 /// Attempts at cleaning up: a job's end must not wait long for a broken disk, and a sweep comes later anyway.
@@ -21,8 +21,10 @@ pub(crate) const MAX_ERRORS: u32 = 3;
 /// Attempts that ended without a word after which a job is held to be what kills its worker.
 pub(crate) const MAX_DEATHS: u32 = 3;
 
-/// How often a worker whose device is taken gives a stage back that another one may be free for.
-pub(crate) const MAX_PASSES: u32 = 3;
+/// How often a worker whose device is taken gives a stage back that another one may be free for: for a minute or so.
+const MAX_PASSES: u32 = 20;
+/// Longest time between two of those.
+const LONGEST_PASS: Duration = Duration::from_secs(4);
 
 /// Time without a heartbeat after which a short stage is tried again.
 const SHORT_SILENCE: Duration = Duration::from_secs(10);
@@ -53,10 +55,10 @@ pub(crate) fn processor_queue(base: &str) -> String {
     format!("{base}-cpu")
 }
 
-/// Queue of the stages that need `gib` of memory on a device, or of main memory.
-pub(crate) fn room_queue(base: &str, on_cpu: bool, gib: u64) -> String {
+/// Queue of the stages that need `mib` of memory on a device, or of main memory, where numbers are of type `dtype`.
+pub(crate) fn room_queue(base: &str, on_cpu: bool, mib: u64, dtype: &str) -> String {
     let kind = if on_cpu { processor_queue(base) } else { device_queue(base) };
-    format!("{kind}-mem-{gib}")
+    format!("{kind}-mem-{mib}-{dtype}")
 }
 
 /// How long a host may be silent before a job whose files it has begins anew elsewhere: a restart takes less.
@@ -129,6 +131,12 @@ pub(crate) fn long(
         .build()
 }
 
+/// After which time a stage that was given back `passes` times is to be offered again; `None` when it now stays.
+pub(crate) fn pass(passes: u32) -> Option<Duration> {
+    let delay = Duration::from_millis(500) * (passes + 1);
+    (passes < MAX_PASSES).then(|| delay.min(LONGEST_PASS))
+}
+
 fn retry(attempts: u32) -> RetryPolicy {
     let final_classes =
         ErrorClass::ALL.iter().filter(|class| !class.retryable()).map(|class| class.name());
@@ -146,4 +154,19 @@ pub(crate) fn limit(steps: u32, frames: u32, size: (u32, u32)) -> Duration {
     let megapixels = f64::from(size.0) * f64::from(size.1) / 1e6;
     let seconds = 900.0 + 300.0 * f64::from(steps) * f64::from(frames.max(1)) * megapixels;
     Duration::from_secs_f64(seconds.clamp(900.0, 86_400.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_is_given_back_for_a_minute_and_has_its_real_attempts_left() {
+        let passes: Vec<Duration> = (0..).map_while(pass).collect();
+        let all: Duration = passes.iter().sum();
+        assert!((45..90).contains(&all.as_secs()), "{all:?}");
+        assert!(passes.iter().all(|delay| *delay <= LONGEST_PASS));
+        let left = LONG_ATTEMPTS - u32::try_from(passes.len()).unwrap();
+        assert!(left > 10 * (MAX_ERRORS + MAX_DEATHS), "{left}");
+    }
 }

@@ -337,8 +337,23 @@ fn a_worker_takes_one_stage_for_its_device_however_many_queues_that_has() {
 }
 
 #[test]
+fn a_stage_that_waits_for_the_device_of_its_worker_says_so() {
+    let mut fleet = Fleet::apart(1, "60s").all_there();
+    fleet.begin_image();
+    let id = format!("{}-waits", fleet.queue);
+    fleet.submit(&id, "data-0", &[&IMAGE[..], &["--image", &fleet.picture()]].concat());
+    fleet.wait("a stage that waits", |fleet| {
+        assert_eq!(fleet.status()["status"], "RUNNING", "the first job ended too soon");
+        let status = fleet.machine.objects(&fleet.with_server(&["status", &id])).swap_remove(0);
+        (status["message"] == "image: waiting for another stage to end").then_some(())
+    });
+    fleet.watch(&id);
+    fleet.watch(&fleet.queue);
+}
+
+#[test]
 fn a_job_goes_to_a_worker_with_room_for_it() {
-    let fleet = Fleet::sized(&["64MiB", "none"]);
+    let fleet = Fleet::sized(&["300MiB", "none"]);
     let (small, large) = (fleet.workers[0].0.id(), fleet.workers[1].0.id());
     let listed = fleet.list();
     let listed = listed
@@ -346,7 +361,7 @@ fn a_job_goes_to_a_worker_with_room_for_it() {
         .find(|worker| process_of(worker["identity"].as_str().unwrap()) == Some(small))
         .unwrap();
     assert_eq!(listed["device"], "cpu f32");
-    assert!((1 << 20..1 << 30).contains(&listed["memory"].as_u64().unwrap()), "{listed}");
+    assert_eq!(listed["memory"], 256 << 20, "as much as its queue is named after");
     let id = fleet.until(
         |id| fleet.submit(id, "data", &VIDEO),
         |stages| {
@@ -372,7 +387,7 @@ fn a_job_that_no_worker_has_room_for_is_refused() {
     let fleet = Fleet::sized(&["64MiB", "300MiB"]);
     fleet.submit(&fleet.queue, "data", &IMAGE);
     let text = fleet.refusal(&fleet.queue);
-    for part in ["this run needs about 0.4 GiB", "the largest of 2 workers has 0.3 GiB"] {
+    for part in ["this run needs about 0.4 GiB", "the largest of 2 workers has 0.2 GiB"] {
         assert!(text.contains(part), "{text}");
     }
     assert!(!text.contains("waited"), "{text}");

@@ -161,7 +161,8 @@ mod tests {
     use crate::job::class::ErrorClass;
 
     fn peer(queue: &str, memory: u64, on_cpu: bool) -> Peer {
-        Peer { room: Some(Room { queue: queue.to_owned(), memory, on_cpu }), host: None }
+        let room = Room { queue: queue.to_owned(), memory, on_cpu, is_half: !on_cpu };
+        Peer { room: Some(room), host: None }
     }
 
     fn shortage(needs: u64, refused: &[&str]) -> Shortage {
