@@ -8,6 +8,7 @@ use temporalio_common::error::{
     ActivityExecutionError, ApplicationFailure, IncomingError, TimeoutType,
 };
 
+use super::fleet::Machine;
 use crate::job::class::{ErrorClass, Fault};
 use crate::job::validate;
 use crate::render;
@@ -94,9 +95,20 @@ impl Ended {
         details(error)?.host
     }
 
-    /// Bytes of memory that a stage takes which failed because its worker has too little.
-    pub(crate) fn needs(error: &ActivityExecutionError) -> Option<u64> {
-        details(error)?.needs
+    /// Bytes of memory that a stage takes which failed because its worker has too little, at least, and whether numbers
+    /// have two bytes there.
+    pub(crate) fn needs(error: &ActivityExecutionError) -> Option<(u64, bool)> {
+        let ActivityExecutionError::Failed(failed) = error else { return None };
+        let machine = Machine::of(failed.identity());
+        let needs = match details(error).and_then(|details| details.needs) {
+            Some(needs) => needs,
+            // The driver refused what the estimate had allowed.
+            None if Self::of_activity(error).class == ErrorClass::OutOfMemory => {
+                machine.memory? + 1
+            }
+            None => return None,
+        };
+        Some((needs, machine.is_half()))
     }
 
     /// As the workflow's failure: final, since no other run of the same request would do better.

@@ -72,19 +72,19 @@ impl<'a> Machine<'a> {
     /// Queue of the stages that need as much memory as this worker has. Whoever works for it has exactly as much.
     fn room(&self, base: &str) -> Option<Room> {
         let memory = self.memory?;
-        let (on_cpu, dtype) = (self.device.starts_with("cpu"), self.dtype());
-        let queue = policy::room_queue(base, on_cpu, memory >> 20, dtype);
-        Some(Room { queue, memory, on_cpu, is_half: is_half(dtype) })
+        let on_cpu = self.device.starts_with("cpu");
+        let queue = policy::room_queue(base, on_cpu, memory >> 20, self.dtype());
+        Some(Room { queue, memory, on_cpu, is_half: self.is_half() })
     }
 
     fn dtype(&self) -> &'a str {
         self.device.rsplit(' ').next().unwrap_or_default()
     }
-}
 
-/// Whether numbers of this type have two bytes.
-fn is_half(dtype: &str) -> bool {
-    dtype.ends_with("16")
+    /// Whether numbers have two bytes there, and not four.
+    pub(super) fn is_half(&self) -> bool {
+        self.dtype().ends_with("16")
+    }
 }
 
 /// So many MiB in bytes.

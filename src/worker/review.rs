@@ -62,6 +62,11 @@ impl Review {
         self.open(false);
     }
 
+    /// What was approved of is no more: the job asks anew.
+    pub(crate) fn open_again(&mut self) {
+        *self = Self { asking: Asking::Yes, ..Self::default() };
+    }
+
     /// The image is good.
     pub(crate) fn approve(&mut self) {
         self.is_approved = self.asking != Asking::No;
@@ -137,6 +142,17 @@ mod tests {
         let mut review = Review::default();
         review.open(true);
         review
+    }
+
+    #[test]
+    fn a_decision_holds_for_one_image() {
+        let mut review = asked();
+        review.approve();
+        review.close();
+        review.open_again();
+        assert!(review.asks() && !review.is_decided());
+        review.approve();
+        assert_eq!(review.verdict(), Some(Verdict::Approved));
     }
 
     #[test]

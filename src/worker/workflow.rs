@@ -40,7 +40,7 @@ use crate::job::{
 use crate::render::plan::VideoPlan;
 use crate::render::{FramesMade, Made, VideoMade};
 use crate::store::BlobRef;
-use elsewhere::Search;
+use elsewhere::{Search, Shortage};
 
 /// One job, from its request to its result.
 #[workflow]
@@ -59,6 +59,8 @@ pub struct GenVideoWorkflow {
     home: Option<String>,
     /// Queue of the job's stages on the device, once they need more memory than some workers have.
     room: Option<String>,
+    /// What is known of that.
+    shortage: Option<Shortage>,
 }
 
 impl GenVideoWorkflow {
@@ -96,7 +98,7 @@ impl GenVideoWorkflow {
             }
         });
         let seed = job.seed.unwrap_or_else(|| u64::from(ctx.random::<u32>()));
-        let mut walk = Walk { ctx: ctx.clone(), token, job };
+        let mut walk = Walk { ctx: ctx.clone(), token, job, approved: None };
         match walk.make(seed).await {
             Ok(result) => {
                 ctx.state_mut(|state| state.tracker.complete(&result));
@@ -174,6 +176,8 @@ enum End {
     Failed(Ended),
     /// Not yet: the host with its files is gone, so another one has to begin anew.
     Homeless,
+    /// Not yet: the host with its files has too little memory, so one with more has to begin anew.
+    Cramped,
 }
 
 /// How a stage is to be carried out.
@@ -189,22 +193,33 @@ struct Walk {
     ctx: WorkflowContext<GenVideoWorkflow>,
     token: WorkflowCancellationToken,
     job: ValidJob,
+    /// SHA-256 of the image that was approved of.
+    approved: Option<String>,
 }
 
 impl Walk {
     async fn make(&mut self, seed: u64) -> Result<JobResult, End> {
         let mut prepared = self.prepare(seed).await?;
-        for _ in 0..policy::MAX_DEATHS {
+        let mut lost = 0;
+        while lost < policy::MAX_DEATHS {
             match self.stages(&mut prepared).await {
-                Err(End::Homeless) => self.ctx.state_mut(|state| state.home = None),
+                Err(End::Homeless) => lost += 1,
+                // Each time there is one worker less that may have the room.
+                Err(End::Cramped) => {}
                 ended => return ended,
             }
+            self.ctx.state_mut(|state| state.home = None);
         }
         Err(End::Failed(Ended::poison(policy::MAX_DEATHS)))
     }
 
     async fn stages(&mut self, prepared: &mut Prepared) -> Result<JobResult, End> {
         let mut image = self.image(prepared).await?;
+        // Another device may have made another one of it.
+        let differs = self.approved.as_ref().is_some_and(|it| *it != image.made.delivered.sha256);
+        if differs && self.ctx.patched("approve-again") {
+            self.ctx.state_mut(|state| state.review.open_again());
+        }
         if self.ctx.state(|state| state.review.asks()) {
             image = self.approval(prepared, image).await?;
         }
@@ -271,6 +286,7 @@ impl Walk {
             }
         }
         self.ctx.state_mut(|state| state.review.close());
+        self.approved = Some(image.made.delivered.sha256.clone());
         Ok(image)
     }
 
@@ -442,7 +458,7 @@ impl Walk {
         let _ = self.ctx.execute_activity(LightActivities::cleanup_resources, (), options).await;
         match end {
             End::Failed(ended) => refuse(&self.ctx, ended),
-            End::Cancelled | End::Homeless => {
+            End::Cancelled | End::Homeless | End::Cramped => {
                 let progress = self.ctx.state_mut(|state| {
                     let message = state.review.rejection();
                     state.tracker.cancel(message.unwrap_or_else(|| "cancelled".into()));

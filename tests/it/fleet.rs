@@ -38,10 +38,7 @@ impl Fleet {
     /// Workers with stores of their own.
     fn apart(count: usize, heartbeat: &str) -> Self {
         Self::with(count, &[], &|command, index| {
-            let data = command.get_envs().find(|(name, _)| *name == "GENVIDEO_DATA_DIR");
-            let data =
-                PathBuf::from(data.unwrap().1.unwrap()).with_file_name(format!("data-{index}"));
-            command.env("GENVIDEO_DATA_DIR", data).env("GENVIDEO_SHARED_STORE", "0");
+            own_store(command, index);
             command.env("GENVIDEO_HEARTBEAT_TIMEOUT", heartbeat);
         })
     }
@@ -231,6 +228,12 @@ impl Drop for Fleet {
     }
 }
 
+fn own_store(command: &mut Command, index: usize) {
+    let data = command.get_envs().find(|(name, _)| *name == "GENVIDEO_DATA_DIR");
+    let data = PathBuf::from(data.unwrap().1.unwrap()).with_file_name(format!("data-{index}"));
+    command.env("GENVIDEO_DATA_DIR", data).env("GENVIDEO_SHARED_STORE", "0");
+}
+
 /// The process a worker's identity begins with.
 fn process_of(identity: &str) -> Option<u32> {
     identity.split('@').next()?.parse().ok()
@@ -380,6 +383,35 @@ fn a_job_goes_to_a_worker_with_room_for_it() {
         |id| fleet.submit(id, "data", &[&IMAGE[..], &["--image", &picture]].concat()),
         |stages| stages.contains(&("gen_image".to_owned(), small)),
     );
+}
+
+/// The driver of one refuses memory for the video, which the estimate had allowed.
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_job_whose_host_has_too_little_memory_after_all_begins_anew_where_there_is_more() {
+    let fleet = Fleet::with(2, &[], &|command, index| {
+        own_store(command, index);
+        if index == 0 {
+            command.env("GENVIDEO_MEMORY_LIMIT", "1GiB");
+            command.env("GENVIDEO_FAILPOINTS", "model_loaded=error:OUT_OF_MEMORY,skip=1");
+        }
+    });
+    let fleet = fleet.all_there();
+    let (small, large) = (fleet.workers[0].0.id(), fleet.workers[1].0.id());
+    let id = fleet.until(
+        |id| fleet.submit(id, "data", &VIDEO),
+        |stages| {
+            let made_by = |kind: &str| -> Vec<u32> {
+                let made = stages.iter().filter(|(name, _)| name == kind);
+                made.map(|(_, process)| *process).collect()
+            };
+            let images = made_by("gen_image");
+            assert!(images == [large] || images == [small, large], "{stages:?}");
+            assert!(made_by("gen_video").iter().all(|process| *process == large), "{stages:?}");
+            images.len() == 2
+        },
+    );
+    fleet.replay(&id, "room-moved");
 }
 
 #[test]

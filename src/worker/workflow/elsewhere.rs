@@ -1,5 +1,6 @@
 //! Where a job goes that the worker which took it cannot make: to one with more memory, or to the one with its image.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use temporalio_common::error::ActivityExecutionError;
@@ -15,13 +16,15 @@ use crate::worker::policy::{self, Place};
 pub(super) struct Search {
     /// See [`Place::patience`].
     pub(super) patience: Duration,
-    /// Why one is looked for; `None` as long as anybody will do.
-    shortage: Option<Shortage>,
+    /// Bytes that the stage takes where it was first refused; `None` as long as it was not.
+    needs: Option<u64>,
 }
 
-struct Shortage {
-    /// Fewest bytes that the stage takes anywhere.
-    needs: u64,
+/// Why the job's stages on the device do not go where anybody takes them, kept for the job's later stages.
+#[derive(Debug)]
+pub(super) struct Shortage {
+    /// Fewest bytes that the stage takes, as was said where numbers have two bytes (true) and four.
+    needs: BTreeMap<bool, u64>,
     /// What the first worker said that had too little.
     ended: Ended,
     /// Queues whose workers had too little after all.
@@ -32,40 +35,70 @@ struct Shortage {
 
 impl Search {
     pub(super) fn new(heartbeat: Duration) -> Self {
-        Self { patience: policy::patience(heartbeat), shortage: None }
+        Self { patience: policy::patience(heartbeat), needs: None }
     }
 
     /// What the stage waits for, in words.
     pub(super) fn waits_for(&self) -> Option<String> {
-        let needs = gib(self.shortage.as_ref()?.needs);
+        let needs = gib(self.needs?);
         Some(format!("waiting for a worker with {needs} of memory"))
     }
 }
 
 impl Shortage {
+    /// One stage's first refusal, by a worker that had too little; `before` is what the job's earlier stages found.
+    fn new(ended: Ended, before: Option<Self>) -> Self {
+        let refused = before.map(|before| before.refused).unwrap_or_default();
+        Self { needs: BTreeMap::new(), ended, refused, waited: Duration::ZERO }
+    }
+
+    /// One more worker has too little: the one of the queue `room`, where it was found by that.
+    fn add(&mut self, (needs, is_half): (u64, bool), room: Option<String>) {
+        let known = self.needs.entry(is_half).or_insert(needs);
+        *known = needs.min(*known);
+        self.refused.extend(room);
+    }
+
+    /// Fewest bytes that the stage may take where numbers have two bytes, or four. Not all of it halves with them; who is
+    /// asked in vain for that says at once how much it is.
+    fn needs(&self, is_half: bool) -> u64 {
+        match (self.needs.get(&is_half), self.needs.get(&!is_half)) {
+            (Some(needs), _) => *needs,
+            (None, Some(full)) if is_half => full / 2,
+            (None, half) => half.copied().unwrap_or_default(),
+        }
+    }
+
     /// The next queue to try after `last`, the smallest memory first: one whose worker is only busy is not waited for
     /// while another may be free. Main memory counts where no other device has enough.
     fn room(&self, peers: &[Peer], last: Option<&str>) -> Option<String> {
-        let fits = |room: &&Room| room.memory >= self.needs && !self.refused.contains(&room.queue);
+        let fits = |room: &&Room| {
+            room.memory >= self.needs(room.is_half) && !self.refused.contains(&room.queue)
+        };
         let mut rooms: Vec<&Room> =
             peers.iter().filter_map(|peer| peer.room.as_ref()).filter(fits).collect();
         if rooms.iter().any(|room| !room.on_cpu) {
             rooms.retain(|room| !room.on_cpu);
         }
-        rooms.sort_by_key(|room| room.memory);
+        rooms.sort_by_key(|room| (room.memory, &room.queue));
         rooms.dedup_by_key(|room| &room.queue);
         let next = rooms.iter().position(|room| Some(&*room.queue) == last).map_or(0, |at| at + 1);
         rooms.get(next).or(rooms.first()).map(|room| room.queue.clone())
     }
 
-    /// The first refusal, and what the others have.
-    fn refusal(&self, peers: &[Peer]) -> Ended {
+    /// The first refusal, and what the others have, or why that is not known.
+    fn refusal(&self, peers: &Result<Vec<Peer>, Ended>) -> Ended {
         let mut ended = self.ended.clone();
-        let most = peers.iter().filter_map(|peer| Some(peer.room.as_ref()?.memory)).max();
-        if let Some(most) = most.filter(|_| peers.len() > 1) {
-            let more = format!("; the largest of {} workers has {}", peers.len(), gib(most));
-            ended.message.push_str(&more);
-        }
+        let more = match peers {
+            Ok(peers) => {
+                let most = peers.iter().filter_map(|peer| Some(peer.room.as_ref()?.memory)).max();
+                most.filter(|_| peers.len() > 1).map(|most| {
+                    format!("; the largest of {} workers has {}", peers.len(), gib(most))
+                })
+            }
+            Err(why) => Some(format!("; who else works here was not found out: {}", why.message)),
+        };
+        ended.message.extend(more);
         if !self.waited.is_zero() {
             let more = format!("; waited {} s for a larger one", self.waited.as_secs());
             ended.message.push_str(&more);
@@ -91,33 +124,64 @@ impl Walk {
                 self.call(heartbeat).await?;
                 return Ok(true);
             }
-            let Some(shortage) = &mut search.shortage else {
-                // The worker that an earlier stage found is gone; another may do.
-                self.ctx.state_mut(|state| state.room = None);
-                return Ok(true);
-            };
-            shortage.waited += waited;
-        } else if let Some(needs) = Ended::needs(error).filter(|_| !has_home || self.is_movable()) {
-            let shortage = search.shortage.get_or_insert_with(|| Shortage {
-                needs,
-                ended: Ended::of_activity(error),
-                refused: Vec::new(),
-                waited: Duration::ZERO,
+            self.ctx.state_mut(|state| {
+                if let Some(shortage) = &mut state.shortage {
+                    shortage.waited += waited;
+                }
             });
-            shortage.needs = shortage.needs.min(needs);
-            shortage.refused.extend(last.clone());
+        } else if let Some(needs) = Ended::needs(error).filter(|_| !has_home || self.is_movable())
+            && self.is_short(search, needs, Ended::of_activity(error), last.clone())
+        {
+            search.needs.get_or_insert(needs.0);
         } else {
             return Ok(false);
         }
-        let Some(shortage) = &search.shortage else { return Ok(false) };
-        let peers = self.peers().await?;
-        let Some(room) = shortage.room(&peers, last.as_deref()) else {
-            // What an earlier attempt left is to be removed there.
-            self.settle_at(Ended::host(error));
-            return Err(End::Failed(shortage.refusal(&peers)));
+        let peers = match self.peers().await {
+            Err(End::Failed(why)) => Err(why),
+            peers => Ok(peers?),
         };
-        self.ctx.state_mut(|state| state.room = Some(room));
-        if has_home { Err(End::Homeless) } else { Ok(true) }
+        let (room, refusal) = self.ctx.state(|state| {
+            let Some(shortage) = &state.shortage else { return (None, None) };
+            let room = peers.as_ref().ok().and_then(|peers| shortage.room(peers, last.as_deref()));
+            (room, Some(shortage.refusal(&peers)))
+        });
+        match refusal {
+            // The worker that an earlier stage found is gone; this stage may take less.
+            _ if search.needs.is_none() => {}
+            Some(refusal) if room.is_none() => {
+                // What an earlier attempt left is to be removed there.
+                self.settle_at(Ended::host(error));
+                return Err(End::Failed(refusal));
+            }
+            _ => {}
+        }
+        self.ctx.state_mut(|state| state.room = room);
+        if has_home { Err(End::Cramped) } else { Ok(true) }
+    }
+
+    /// Keeps what a worker of the queue `room` said that has too little; false where the job began before there was a
+    /// search for more.
+    fn is_short(
+        &self,
+        search: &Search,
+        needs: (u64, bool),
+        ended: Ended,
+        room: Option<String>,
+    ) -> bool {
+        let is_first = self.ctx.state(|state| state.shortage.is_none());
+        if is_first && !self.ctx.patched("room") {
+            return false;
+        }
+        self.ctx.state_mut(|state| {
+            let before = state.shortage.take();
+            let mut shortage = match before {
+                Some(shortage) if search.needs.is_some() => shortage,
+                before => Shortage::new(ended, before),
+            };
+            shortage.add(needs, room);
+            state.shortage = Some(shortage);
+        });
+        true
     }
 
     /// The plan of a host that has the job's image, where `refused` says that another one has not.
@@ -146,12 +210,12 @@ impl Walk {
         Err(refused)
     }
 
-    /// The workers that are alive; none when that cannot be found out.
+    /// The workers that are alive.
     async fn peers(&self) -> Result<Vec<Peer>, End> {
         let anywhere = Place { queue: self.ctx.task_queue().to_owned(), patience: None };
         let options = policy::short(anywhere, self.token.clone());
         let found = self.ctx.execute_activity(LightActivities::find_workers, (), options).await;
-        if self.token.is_cancelled() { Err(End::Cancelled) } else { Ok(found.unwrap_or_default()) }
+        self.settle(found)
     }
 }
 
@@ -168,12 +232,12 @@ mod tests {
     fn shortage(needs: u64, refused: &[&str]) -> Shortage {
         let message = "out of memory".to_owned();
         let class = ErrorClass::OutOfMemory;
-        Shortage {
-            needs,
-            ended: Ended { class, message, faults: Vec::new(), hint: None },
-            refused: refused.iter().map(|queue| (*queue).to_owned()).collect(),
-            waited: Duration::ZERO,
-        }
+        let ended = Ended { class, message, faults: Vec::new(), hint: None };
+        let mut shortage = Shortage::new(ended, None);
+        shortage.needs.insert(true, needs);
+        shortage.needs.insert(false, needs);
+        shortage.refused.extend(refused.iter().map(|queue| (*queue).to_owned()));
+        shortage
     }
 
     #[test]
@@ -204,12 +268,43 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_two_bytes_take_half_until_somebody_says() {
+        let peers = [peer("g5", 5, false), peer("c8", 8, true), peer("c16", 16, true)];
+        let mut short = Shortage::new(shortage(0, &[]).ended, None);
+        for (needs, room, wanted) in [
+            ((9, false), None, Some("g5")),
+            // It takes more there than half.
+            ((6, true), Some("g5"), Some("c16")),
+        ] {
+            short.add(needs, room.map(str::to_owned));
+            assert_eq!(short.room(&peers, room).as_deref(), wanted, "{short:?}");
+        }
+        let mut half = Shortage::new(short.ended, None);
+        half.add((6, true), None);
+        assert_eq!((half.needs(true), half.needs(false)), (6, 6));
+    }
+
+    #[test]
+    fn a_later_stage_knows_who_refused_and_has_its_own_needs() {
+        let earlier = shortage(14, &["g24"]);
+        let mut later = Shortage::new(earlier.ended.clone(), Some(earlier));
+        later.add((20, true), Some("g28".to_owned()));
+        assert_eq!(
+            (later.needs(true), &later.refused[..]),
+            (20, &["g24".into(), "g28".into()][..])
+        );
+    }
+
+    #[test]
     fn a_refusal_says_what_there_is() {
         let peers = [peer("a", 2 << 30, false), peer("b", 1 << 30, true)];
         let alone = shortage(3 << 30, &[]);
-        assert_eq!(alone.refusal(&peers[..1]).message, "out of memory");
+        assert_eq!(alone.refusal(&Ok(peers[..1].to_vec())).message, "out of memory");
+        let why = Ended { message: "no answer".to_owned(), ..alone.ended.clone() };
+        let wanted = "out of memory; who else works here was not found out: no answer";
+        assert_eq!(alone.refusal(&Err(why)).message, wanted);
         let waited = Shortage { waited: Duration::from_secs(30), ..alone };
-        let message = waited.refusal(&peers).message;
+        let message = waited.refusal(&Ok(peers.to_vec())).message;
         let wanted =
             "out of memory; the largest of 2 workers has 2.0 GiB; waited 30 s for a larger one";
         assert_eq!(message, wanted);
