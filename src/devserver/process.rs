@@ -38,8 +38,8 @@ const SEARCH_ATTRIBUTES: [&str; 3] = ["UserId=Keyword", "GvJobType=Keyword", "Gv
 pub const DYNAMIC_CONFIG: [&str; 5] = [
     "matching.numTaskqueueWritePartitions=1",
     "matching.enableFairness=true",
-    "frontend.keepAliveTime=\"3s\"",
-    "frontend.keepAliveTimeout=\"4s\"",
+    "frontend.keepAliveTime=\"2s\"",
+    "frontend.keepAliveTimeout=\"7s\"",
     "history.timerProcessorMaxTimeShift=\"50ms\"",
 ];
 
