@@ -167,6 +167,6 @@ mod tests {
         assert!((45..90).contains(&all.as_secs()), "{all:?}");
         assert!(passes.iter().all(|delay| *delay <= LONGEST_PASS));
         let left = LONG_ATTEMPTS - u32::try_from(passes.len()).unwrap();
-        assert!(left > 10 * (MAX_ERRORS + MAX_DEATHS), "{left}");
+        assert!(left >= 50, "{left}");
     }
 }
