@@ -198,6 +198,8 @@ fn carry_out(cli: Cli, output: &mut Output) -> Result<(), Failure> {
             Failure::new(failure::exit::CONFIG, "CONFIG", format!("failpoints: {message}"))
         })?;
     }
+    // Before the runtime's threads ask for any.
+    crate::engine::device::keep_freed_memory();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
             Failure::of(

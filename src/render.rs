@@ -42,6 +42,7 @@ use crate::job::{JobInput, ValidJob, validate};
 use crate::media;
 use crate::store::{self, BlobRef, JobKey, Store};
 
+pub(crate) use crate::engine::device::give_back_memory;
 pub use check::check_encoder;
 pub use failure::{class, hint, is_of_device, is_outage};
 pub use hash::ModelFile;

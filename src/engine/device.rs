@@ -171,14 +171,17 @@ fn not_built(feature: &'static str) -> Error {
     Error::NoDevice { problem: format!("this build has no {feature} (`--features {feature}`)") }
 }
 
-/// Tells the allocator to keep freed memory for the next tensors. Call it once, when the process starts.
+/// Tells the allocator to keep freed memory for the next tensors, whichever thread they belong to. Call it when the
+/// process starts: a thread that has asked for memory before stays with its own.
 ///
 /// Tensors of many megabytes come and go in every layer; by default glibc maps and unmaps each of them, and the
-/// kernel zeroes every page again. A third of the time of a network goes there.
+/// kernel zeroes every page again. A third of the time of a network goes there. Memory of its own for every thread
+/// would be kept by every thread that ever ran a stage.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: `mallopt` only sets two limits of the allocator.
+    // SAFETY: `mallopt` only sets limits of the allocator.
     unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
         libc::mallopt(libc::M_MMAP_MAX, 0);
         libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
         libc::mallopt(libc::M_TOP_PAD, 64 << 20);

@@ -154,8 +154,7 @@ where
     let (sender, mut receiver) = watch::channel(Report::new("load", 0, 0));
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
-    let mut job = tokio::task::spawn_blocking(move || {
-        let _after = GiveBack;
+    let stage = move || {
         work(&mut |report: Report| {
             sender.send_replace(report);
             if flag.load(Ordering::Relaxed) {
@@ -164,6 +163,11 @@ where
                 ControlFlow::Continue(())
             }
         })
+    };
+    let mut job = tokio::task::spawn_blocking(move || {
+        let _after = GiveBack;
+        // Buffers of matrix products and other things that belong to a thread end with this one.
+        std::thread::spawn(stage).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
     pulse.tick().await;
     let mut timer = tokio::time::interval(interval(ctx));
@@ -196,17 +200,12 @@ where
     }
 }
 
-/// Dropped after a stage: gives the memory that it has freed back to the system. glibc keeps it for the threads that
-/// freed it, so that a worker would grow for dozens of jobs.
+/// Dropped after a stage: gives the memory that it has freed back to the system.
 struct GiveBack;
 
 impl Drop for GiveBack {
     fn drop(&mut self) {
-        #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        // SAFETY: it takes no pointers and may be called by any thread at any time.
-        unsafe {
-            libc::malloc_trim(0)
-        };
+        render::give_back_memory();
     }
 }
 
