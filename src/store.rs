@@ -19,10 +19,10 @@ mod url;
 mod work;
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex};
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use object_store::ObjectStore;
@@ -33,6 +33,7 @@ use sha2::{Digest, Sha256};
 use crate::failpoint;
 pub use clean::{Ages, Swept};
 pub use key::{JobKey, hash as sha256, hex};
+use lock::Held;
 use objects::backend;
 
 /// Bytes of a file that are held in memory at once, and most that goes to a bucket in one request.
@@ -201,6 +202,8 @@ struct Inner {
     /// Address of the bucket; `None` when the objects are files under `root`.
     bucket: Option<String>,
     seen: lock::Seen,
+    /// Bytes in the bucket, and when they were counted.
+    counted: Mutex<Option<(Instant, u64)>>,
 }
 
 /// Where the content of a blob comes from.
@@ -216,14 +219,7 @@ impl Store {
         let objects = LocalFileSystem::new_with_prefix(&root)
             .map_err(|source| backend(&root, "", &source))?
             .with_fsync(true);
-        Ok(Self {
-            inner: Arc::new(Inner {
-                root,
-                objects: Arc::new(objects),
-                bucket: None,
-                seen: lock::Seen::default(),
-            }),
-        })
+        Ok(Self::of(root, Arc::new(objects), None))
     }
 
     /// The store at `address`, `s3://BUCKET` or `s3://BUCKET/PREFIX`, with its temporary files under `scratch`. The
@@ -237,10 +233,19 @@ impl Store {
         let objects = bucket::connect(address, variables)?;
         let root = folders(scratch, &["tmp"])?;
         let bucket = Some(address.trim_end_matches('/').to_owned());
-        let store =
-            Self { inner: Arc::new(Inner { root, objects, bucket, seen: lock::Seen::default() }) };
+        let store = Self::of(root, objects, bucket);
         store.check_exclusive(address)?;
         Ok(store)
+    }
+
+    fn of(root: PathBuf, objects: Arc<dyn ObjectStore>, bucket: Option<String>) -> Self {
+        let (seen, counted) = (lock::Seen::default(), Mutex::default());
+        Self { inner: Arc::new(Inner { root, objects, bucket, seen, counted }) }
+    }
+
+    /// Whether it is in a bucket, with nothing but temporary files on the disk.
+    pub fn is_remote(&self) -> bool {
+        self.inner.bucket.is_some()
     }
 
     /// The folder, absolute; of a store in a bucket the one with the temporary files.
@@ -283,22 +288,17 @@ impl Store {
         })
     }
 
-    /// Where the blob lies, whether it is there or not. A blob in a bucket is fetched, checked against its name and
-    /// kept as a temporary file.
-    pub fn blob_path(&self, sha256: &str) -> Result<PathBuf, Error> {
+    /// Writes the content of a blob to `file`, which is at `path`, checked against its name.
+    pub fn copy_blob(&self, sha256: &str, path: &Path, file: &mut File) -> Result<(), Error> {
         let key = format!("blobs/{}", key::content_hash(sha256)?);
-        if self.inner.bucket.is_none() {
-            return Ok(self.inner.root.join(key));
+        let found = self.read(&key, &Held::Nothing, |piece| {
+            file.write_all(piece).map_err(|source| writing(path, source))
+        })?;
+        if found.sha256 == sha256 {
+            Ok(())
+        } else {
+            Err(Error::Corrupt { key, found: found.sha256 })
         }
-        let path = self.inner.root.join("tmp").join(format!("any-{sha256}"));
-        if !of_file(&path).is_ok_and(|found| found.sha256 == sha256) {
-            let content = self.get_checked(&key, sha256)?;
-            let fetched = self.temp_file(None, "")?;
-            fs::write(fetched.path(), content)
-                .and_then(|()| fs::rename(fetched.path(), &path))
-                .map_err(|source| writing(&path, source))?;
-        }
-        Ok(path)
     }
 
     /// A new empty file under `<root>/tmp` whose name ends in `suffix` (letters, digits, `.`, `-`, `_`); it goes with

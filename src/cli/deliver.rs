@@ -118,14 +118,16 @@ fn fill(store: &Store, asset: &Asset, path: &Path, file: &mut File) -> Result<()
             asset.url
         ))
     };
-    let source = match store.blob_path(&asset.sha256) {
-        Err(error @ store::Error::Missing { .. }) => return Err(elsewhere(&error)),
-        source => source?,
-    };
-    let mut source = File::open(&source).map_err(|error| elsewhere(&error))?;
-    io::copy(&mut source, file)
-        .and_then(|_| file.sync_all())
-        .map_err(|error| unwritable(path, &error))
+    match store.copy_blob(&asset.sha256, path, file) {
+        Err(error @ store::Error::Missing { .. }) => Err(elsewhere(&error)),
+        Err(store::Error::DiskFull { source, .. } | store::Error::Unwritable { source, .. }) => {
+            Err(unwritable(path, &source))
+        }
+        copied => {
+            copied?;
+            file.sync_all().map_err(|error| unwritable(path, &error))
+        }
+    }
 }
 
 /// Creates `stem.END` for every end, or `stem-2.END`, `stem-3.END`… when one of them exists.

@@ -19,7 +19,7 @@ use crate::devserver::{self, DevServer};
 use crate::hub::{Extras, Library, Places};
 use crate::job::class::ErrorClass;
 use crate::render::{Renderer, Settings};
-use crate::store::{Ages, JobKey, Store};
+use crate::store::{self, Ages, JobKey, Store};
 use crate::worker::{self, WorkerSettings, fleet};
 
 /// Port of the embedded server when nobody else has it: the one Temporal clients try by themselves.
@@ -265,7 +265,7 @@ fn store_name(config: &Config) -> Result<String, Failure> {
 }
 
 /// The store of the configuration; what belongs to one in a bucket for a while is in the data folder.
-pub(crate) fn store(config: &Config) -> Result<Store, Failure> {
+pub(crate) fn store(config: &Config) -> Result<Store, store::Error> {
     match config.store.to_str().filter(|place| place.starts_with("s3://")) {
         Some(address) => {
             // The names are those of the server's other clients, none of our settings.
@@ -273,9 +273,9 @@ pub(crate) fn store(config: &Config) -> Result<Store, Failure> {
                 Some((name.into_string().ok()?, value.into_string().ok()?))
             };
             let variables: Vec<_> = std::env::vars_os().filter_map(text).collect();
-            Ok(Store::open_bucket(address, &variables, &config.data_dir.join("store"))?)
+            Store::open_bucket(address, &variables, &config.data_dir.join("store"))
         }
-        None => Ok(Store::open(&config.store)?),
+        None => Store::open(&config.store),
     }
 }
 

@@ -10,7 +10,7 @@ use super::session::{self, Session};
 use super::signals::Signals;
 use super::up;
 use crate::config::Config;
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::worker::at_work::{self, News};
 
 /// How often a watched worker says that it is there.
@@ -30,10 +30,10 @@ pub(crate) async fn worker(
     config: &Config,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let store = session::store(config)?;
     if args.watched {
-        return watched(config, store, &Signals::listen_watched()?).await;
+        return watched(config, &Signals::listen_watched()?).await;
     }
+    session::store(config)?;
     let signals = Signals::listen()?;
     let session = Session::open_running(config).await?;
     up::announce(&session, config, output);
@@ -42,18 +42,36 @@ pub(crate) async fn worker(
     served
 }
 
-/// Works in this process. The parent has seen the server, so one that does not answer is waited for.
-async fn watched(config: &Config, store: Store, signals: &Signals) -> Result<(), Failure> {
+/// Works in this process. The parent has seen the servers, so one that does not answer is waited for.
+async fn watched(config: &Config, signals: &Signals) -> Result<(), Failure> {
     at_work::tell(say);
     let alive = tokio::spawn(say_alive());
     let mut told = signals.clone();
-    let session = tokio::select! {
-        session = Session::open_patiently(config) => session?,
+    let opened = async {
+        Ok::<_, Failure>((store_patiently(config).await?, Session::open_patiently(config).await?))
+    };
+    let (store, session) = tokio::select! {
+        opened = opened => opened?,
         _ = told.first() => return Ok(()),
     };
     let served = session.work(config, session::renderer(config, store), signals).await;
     alive.abort();
     served
+}
+
+/// The store, as soon as the server of its bucket answers.
+async fn store_patiently(config: &Config) -> Result<Store, Failure> {
+    loop {
+        let config = config.clone();
+        let opened = tokio::task::spawn_blocking(move || session::store(&config)).await;
+        match opened.expect("opening a store does not panic") {
+            Err(error @ store::Error::Unanswered { .. }) => {
+                tracing::warn!(%error, "waiting for the server of the store");
+                tokio::time::sleep(ALIVE).await;
+            }
+            opened => return Ok(opened?),
+        }
+    }
 }
 
 async fn say_alive() {

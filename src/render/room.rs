@@ -1,5 +1,5 @@
 //! Whether the disk has room, asked before a job, before a stage and before a result: free space, and the quota if there
-//! is one.
+//! is one. With a store in a bucket a film alone lies on the disk, until it is finished.
 
 use std::io;
 
@@ -16,41 +16,47 @@ const CHECKPOINTS: u64 = 8;
 
 /// Refuses a job whose files do not fit.
 pub(super) fn check(settings: &Settings, plan: &Plan) -> Result<(), Error> {
-    fits(settings, ("the job", bytes(plan)), KEEP_FREE)
+    fits(settings, ("the job", bytes(plan)), film(plan), KEEP_FREE)
 }
 
 /// Refuses a stage whose result does not fit: jobs that were planned at the same time may take each other's room.
 pub(super) fn check_stage(settings: &Settings, plan: &Plan, stage: &str) -> Result<(), Error> {
-    let result = match stage {
-        "image" => pictures(plan),
-        "encode" => film(plan),
-        _ => run(plan),
+    let (result, film) = match stage {
+        "image" => (pictures(plan), 0),
+        "encode" => (film(plan), film(plan)),
+        _ => (run(plan), 0),
     };
-    fits(settings, (&format!("stage `{stage}`"), result), 0)
+    fits(settings, (&format!("stage `{stage}`"), result), film, 0)
 }
 
 /// Refuses `bytes` of a result that do not fit.
 pub(super) fn check_result(settings: &Settings, bytes: u64) -> Result<(), Error> {
-    fits(settings, ("a result", bytes), 0)
+    fits(settings, ("a result", bytes), 0, 0)
 }
 
-fn fits(settings: &Settings, (what, wanted): (&str, u64), keep_free: u64) -> Result<(), Error> {
+fn fits(
+    settings: &Settings,
+    (what, wanted): (&str, u64),
+    film: u64,
+    keep_free: u64,
+) -> Result<(), Error> {
     let root = settings.store.root();
     let full = |message: String| {
         let source = io::Error::new(io::ErrorKind::StorageFull, message);
         Error::Store(store::Error::DiskFull { path: root.to_owned(), source })
     };
+    let on_disk = if settings.store.is_remote() { film } else { wanted };
     if let Some(free) = disk::free_space(root)
-        && wanted.saturating_add(keep_free) > free
+        && on_disk.saturating_add(keep_free) > free
     {
         return Err(full(format!(
             "{what} takes up to {} and {} are free",
-            size(wanted),
+            size(on_disk),
             size(free)
         )));
     }
     if let Some(quota) = settings.disk_quota {
-        let used = settings.store.usage()?;
+        let used = settings.store.recent_usage()?;
         if used.saturating_add(wanted) > quota {
             return Err(full(format!(
                 "{what} takes up to {}, {} of the quota of {} are used",

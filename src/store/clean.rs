@@ -9,7 +9,8 @@ use std::ffi::OsString;
 use std::fs::{self, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::sync::PoisonError;
+use std::time::{Duration, Instant, SystemTime};
 
 use object_store::ObjectMeta;
 
@@ -29,6 +30,12 @@ pub struct Ages {
 
 /// Age at which what lies beside a published result is no running job's.
 const DAY: Duration = Duration::from_secs(86_400);
+
+/// How long the bytes of a bucket are not counted again.
+const RECENT: Duration = Duration::from_secs(60);
+
+/// The hashes that manifests name, by the job and when it was published.
+type Manifests = HashMap<(String, SystemTime), HashSet<String>>;
 
 /// What a sweep removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,8 +114,10 @@ impl Store {
 
     /// As [`sweep`](Self::sweep), and results of a certain age go too; `dry_run` removes nothing and only counts.
     pub fn sweep_with(&self, ages: &Ages, dry_run: bool) -> Result<Swept, Error> {
+        // Reading takes long when there are many, and all writers wait for removal.
+        let manifests = self.manifests()?;
         let held = if dry_run { self.lock_shared()? } else { self.lock_alone(ALONE_WITHIN)? };
-        let rubbish = self.rubbish(ages, &held)?;
+        let rubbish = self.rubbish(ages, manifests, &held)?;
         let swept = rubbish.count()?;
         if !dry_run {
             self.discard(rubbish, &held)?;
@@ -118,19 +127,31 @@ impl Store {
 
     /// Bytes of all that lies in the store.
     pub fn usage(&self) -> Result<u64, Error> {
-        Ok(self.below("")?.iter().map(|entry| entry.bytes).sum())
+        Ok(self.below("", &Held::Nothing)?.iter().map(|entry| entry.bytes).sum())
+    }
+
+    /// As [`usage`](Self::usage), in a bucket up to a minute ago.
+    pub fn recent_usage(&self) -> Result<u64, Error> {
+        let mut counted = self.inner.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        match *counted {
+            Some((at, bytes)) if self.is_remote() && at.elapsed() < RECENT => Ok(bytes),
+            _ => {
+                let bytes = self.usage()?;
+                *counted = Some((Instant::now(), bytes));
+                Ok(bytes)
+            }
+        }
     }
 
     /// What a sweep removes.
-    fn rubbish(&self, ages: &Ages, held: &Held) -> Result<Rubbish, Error> {
+    fn rubbish(&self, ages: &Ages, manifests: Manifests, held: &Held) -> Result<Rubbish, Error> {
         let mut rubbish = Rubbish::default();
         for (_, path) in entries(&self.root().join("tmp"))? {
             rubbish.temp.extend(old_file(path, ages.left_behind)?);
         }
         let mut at_work = HashSet::new();
-        let stays = self.published(ages, &mut rubbish, held)?;
-        for (job, work) in by_first_name(self.below("work")?) {
-            held.keep()?;
+        let stays = self.published(ages, manifests, &mut rubbish, held)?;
+        for (job, work) in by_first_name(self.below("work", held)?) {
             // An id may be used again, so that a job is at work beside the manifest of an earlier one.
             let is_over = stays.contains_key(&job) || rubbish.jobs.contains(&job);
             let age = if is_over { ages.left_behind.min(DAY) } else { ages.left_behind };
@@ -142,7 +163,7 @@ impl Store {
         }
         let mut needed: HashSet<String> = stays.values().flatten().cloned().collect();
         let mut dropped = HashSet::new();
-        for claim in self.below("claims")? {
+        for claim in self.below("claims", held)? {
             let (owner, sha256) = claim.names();
             if sha256.is_empty() {
                 continue;
@@ -165,7 +186,7 @@ impl Store {
                 needed.insert(sha256.to_owned());
             }
         }
-        for blob in self.below("blobs")? {
+        for blob in self.below("blobs", held)? {
             let (sha256, _) = blob.names();
             if needed.contains(sha256) || sha256.is_empty() {
                 continue;
@@ -179,14 +200,28 @@ impl Store {
                 rubbish.blobs.push(blob);
             }
         }
-        held.keep()?;
         Ok(rubbish)
+    }
+
+    /// What the manifests name that are there now.
+    fn manifests(&self) -> Result<Manifests, Error> {
+        let mut found = Manifests::new();
+        for entry in self.below("jobs", &Held::Nothing)? {
+            if let (name, MANIFEST) = entry.names()
+                && let Ok(job) = JobKey::parse(name)
+                && let Some(named) = self.named_by(&job)?
+            {
+                found.insert((name.to_owned(), entry.changed), named);
+            }
+        }
+        Ok(found)
     }
 
     /// The published jobs that stay, with the hashes they name; the others go to the rubbish.
     fn published(
         &self,
         ages: &Ages,
+        mut manifests: Manifests,
         rubbish: &mut Rubbish,
         held: &Held,
     ) -> Result<HashMap<String, HashSet<String>>, Error> {
@@ -203,12 +238,14 @@ impl Store {
                 && entry.is_older(ages.left_behind)
         };
         let at = |entry: &Entry| self.root().join(&entry.key);
-        for (name, files) in by_first_name(self.below("jobs")?) {
+        for (name, files) in by_first_name(self.below("jobs", held)?) {
             let Ok(job) = JobKey::parse(&name) else { continue };
             held.keep()?;
             let manifest = files.iter().find(|entry| entry.names().1 == MANIFEST);
             let is_old = |age| manifest.is_some_and(|entry| entry.is_older(age));
-            match self.named_by(&job)? {
+            let before = manifest.and_then(|at| manifests.remove(&(name.clone(), at.changed)));
+            let named = if before.is_some() { before } else { self.named_by(&job)? };
+            match named {
                 Some(_) if ages.results.is_some_and(is_old) => rubbish.jobs.push(name),
                 Some(named) => {
                     rubbish.temp.extend(files.iter().filter(is_left_beside).map(at));
@@ -235,9 +272,9 @@ impl Store {
         held: &Held,
         goes: impl Fn(&str) -> bool,
     ) -> Result<(), Error> {
-        let mut gone = self.below(&format!("claims/{owner}"))?;
+        let mut gone = self.below(&format!("claims/{owner}"), held)?;
         gone.retain(|claim| !claim.names().1.is_empty() && goes(claim.names().1));
-        let needed = self.claimed_by_others(owner, &gone)?;
+        let needed = self.claimed_by_others(owner, &gone, held)?;
         for claim in &gone {
             let (_, sha256) = claim.names();
             if !needed.contains(sha256) {
@@ -250,7 +287,12 @@ impl Store {
     }
 
     /// The hashes of `claims` that others than `owner` claim too.
-    fn claimed_by_others(&self, owner: &str, claims: &[Entry]) -> Result<HashSet<String>, Error> {
+    fn claimed_by_others(
+        &self,
+        owner: &str,
+        claims: &[Entry],
+        held: &Held,
+    ) -> Result<HashSet<String>, Error> {
         let hashes = claims.iter().map(|claim| claim.names().1);
         if claims.is_empty() {
             return Ok(HashSet::new());
@@ -261,7 +303,7 @@ impl Store {
             let is_there = |sha256: &&str| folders.iter().any(|(_, at)| at.join(sha256).exists());
             return Ok(hashes.filter(is_there).map(str::to_owned).collect());
         }
-        let mut all = self.below("claims")?;
+        let mut all = self.below("claims", held)?;
         all.retain(|claim| claim.names().0 != owner);
         Ok(all.iter().map(|claim| claim.names().1.to_owned()).collect())
     }
@@ -296,7 +338,7 @@ impl Store {
     }
 
     /// All that lies below `prefix`.
-    fn below(&self, prefix: &str) -> Result<Vec<Entry>, Error> {
+    fn below(&self, prefix: &str, held: &Held) -> Result<Vec<Entry>, Error> {
         if self.inner.bucket.is_none() {
             return walk(self.root(), prefix);
         }
@@ -305,7 +347,7 @@ impl Store {
             bytes: object.size,
             changed: object.last_modified.into(),
         };
-        Ok(self.objects(prefix)?.into_iter().map(entry).collect())
+        Ok(self.objects(prefix, held)?.into_iter().map(entry).collect())
     }
 
     /// Removes all below `prefix`.
@@ -313,7 +355,7 @@ impl Store {
         if self.inner.bucket.is_none() {
             return remove_tree(&self.root().join(prefix));
         }
-        self.objects(prefix)?
+        self.objects(prefix, held)?
             .iter()
             .try_for_each(|object| self.erase(object.location.as_ref(), held))
     }

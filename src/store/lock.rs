@@ -169,7 +169,7 @@ impl Store {
     fn is_held(&self, place: &'static str, own: &str) -> Result<bool, Error> {
         let asked = Instant::now();
         let mut found = Versions::new();
-        let objects = self.objects(place)?;
+        let objects = self.objects(place, &Held::Nothing)?;
         let now = Instant::now();
         let mut all = self.inner.seen.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = all.remove(place).unwrap_or_default();
@@ -233,12 +233,10 @@ mod tests {
     use object_store::memory::InMemory;
 
     use super::*;
-    use crate::store::{Content, Inner, of_bytes};
+    use crate::store::{Content, of_bytes};
 
     fn store() -> Store {
-        let (root, bucket) = (PathBuf::new(), Some("s3://a".to_owned()));
-        let (objects, seen) = (Arc::new(InMemory::new()), Seen::default());
-        Store { inner: Arc::new(Inner { root, objects, bucket, seen }) }
+        Store::of(PathBuf::new(), Arc::new(InMemory::new()), Some("s3://a".to_owned()))
     }
 
     /// As if all that was seen had been seen long ago.
@@ -296,7 +294,7 @@ mod tests {
                 });
             }
         });
-        assert!(store.objects("locks").unwrap().is_empty());
+        assert!(store.objects("locks", &Held::Nothing).unwrap().is_empty());
     }
 
     #[test]

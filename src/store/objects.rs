@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::executor::block_on;
-use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path as ObjectPath;
 use object_store::{MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use sha2::{Digest, Sha256};
@@ -65,15 +65,20 @@ impl Store {
     }
 
     fn is_intact(&self, key: &str, blob: &BlobRef, held: &Held) -> Result<bool, Error> {
-        match self.measure(key, held) {
+        match self.read(key, held, |_| Ok(())) {
             Ok(found) => Ok(found == *blob),
             Err(Error::Missing { .. }) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// Hash and length of what lies under `key`, read in pieces.
-    fn measure(&self, key: &str, held: &Held) -> Result<BlobRef, Error> {
+    /// Hash and length of what lies under `key`; `each` is given its pieces.
+    pub(super) fn read(
+        &self,
+        key: &str,
+        held: &Held,
+        mut each: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<BlobRef, Error> {
         let failed = |source| self.reading(key, &source);
         let path = ObjectPath::from(key);
         let mut stream =
@@ -83,6 +88,7 @@ impl Store {
             let piece = piece.map_err(failed)?;
             bytes += piece.len() as u64;
             hasher.update(&piece);
+            each(&piece)?;
             held.keep()?;
         }
         Ok(BlobRef { sha256: key::hex(&hasher.finalize()), bytes })
@@ -230,10 +236,14 @@ impl Store {
     }
 
     /// The objects below `prefix`.
-    pub(super) fn objects(&self, prefix: &str) -> Result<Vec<ObjectMeta>, Error> {
-        let path = ObjectPath::from(prefix);
-        let listed = self.inner.objects.list(Some(&path)).try_collect();
-        self.inner.wait(listed).map_err(|source| self.reading(prefix, &source))
+    pub(super) fn objects(&self, prefix: &str, held: &Held) -> Result<Vec<ObjectMeta>, Error> {
+        let mut found = Vec::new();
+        let mut listed = self.inner.objects.list(Some(&ObjectPath::from(prefix)));
+        while let Some(object) = self.inner.wait(listed.next()) {
+            found.push(object.map_err(|source| self.reading(prefix, &source))?);
+            held.keep()?;
+        }
+        Ok(found)
     }
 
     pub(super) fn remove(&self, key: &str) -> Result<(), Error> {

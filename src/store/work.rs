@@ -27,8 +27,8 @@ impl Store {
 
     /// Says that the job is still open: for a sweep, its work and its blobs are of today. Nothing for a job without work.
     pub fn renew(&self, job: &JobKey) -> Result<(), Error> {
-        let _held = self.lock_work()?;
-        if self.objects(&format!("work/{job}"))?.is_empty() {
+        let held = self.lock_work()?;
+        if self.objects(&format!("work/{job}"), &held)?.is_empty() {
             return Ok(());
         }
         self.replace(&format!("work/{job}/open"), b"")
@@ -84,10 +84,10 @@ impl Store {
 
     /// Removes, beside writers too, all checkpoints of `stage`, and the note of the newest before them.
     pub fn drop_checkpoints(&self, job: &JobKey, stage: &str) -> Result<(), Error> {
-        let _held = self.lock_work()?;
+        let held = self.lock_work()?;
         self.remove(&mark_key(job, stage))?;
         let folder = format!("work/{job}/{stage}");
-        let listed = self.objects(&folder)?;
+        let listed = self.objects(&folder, &held)?;
         listed.iter().try_for_each(|checkpoint| self.remove(checkpoint.location.as_ref()))
     }
 

@@ -463,3 +463,14 @@ pub(crate) fn outlives_an_outage(
     assert!(log.contains("going on from a checkpoint"), "{log}");
     assert!(stdout.lines().last().unwrap().ends_with(".json"), "{stdout}");
 }
+
+/// A worker that starts while its store is down works as soon as that is up again.
+#[cfg(feature = "s3")]
+pub(crate) fn starts_in_an_outage(settings: &[(String, String)], end: impl FnOnce()) {
+    let mut fleet = Fleet::new(1, settings);
+    let log = |fleet: &Fleet| fs::read_to_string(&fleet.workers[0].1).unwrap();
+    let waits = |fleet: &Fleet| log(fleet).contains("waiting for the server of the store");
+    fleet.wait("the outage", |fleet| waits(fleet).then_some(()));
+    end();
+    fleet.wait("the worker", |fleet| (fleet.list().len() == 1).then_some(()));
+}

@@ -100,7 +100,7 @@ fn draw_with(
     let plan = renderer.plan(&job, 3)?;
     let order = Order::new(JobKey::of_workflow("one-file"), job, plan);
     let made = renderer.gen_image(&order, &mut |_: Report| ControlFlow::Continue(()))?;
-    let path = renderer.store().blob_path(&made.delivered.sha256).unwrap();
+    let path = renderer.store().root().join("blobs").join(&made.delivered.sha256);
     let picture = still::decode(&fs::read(&path).unwrap(), &still::Limits::default()).unwrap();
     let inspected = inspect(&path)?;
     renderer.cleanup(&order.job_key)?;

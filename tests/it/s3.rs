@@ -57,23 +57,22 @@ fn of_racing_writers_one_wins_each_key_and_all_read_what_it_wrote() {
 }
 
 #[test]
-fn a_blob_is_fetched_once_and_checked() {
+fn a_blob_has_the_address_of_its_object() {
     let (bucket, folder) = (Bucket::new(), tempfile::tempdir().unwrap());
     let store = bucket.store(folder.path());
     let blob = store.put_blob(&JobKey::of_workflow("a"), b"video").unwrap();
     let url = store.blob_url(&blob.sha256).unwrap();
     assert_eq!(url, format!("{}/blobs/{}", bucket.address, blob.sha256));
-    let path = store.blob_path(&blob.sha256).unwrap();
-    assert_eq!(std::fs::read(&path).unwrap(), b"video");
-    // What lies there is not believed.
-    std::fs::write(&path, b"other").unwrap();
-    assert_eq!(std::fs::read(store.blob_path(&blob.sha256).unwrap()).unwrap(), b"video");
-    std::fs::write(bucket.objects.join(format!("blobs/{}", blob.sha256)), b"other").unwrap();
-    std::fs::remove_file(&path).unwrap();
-    assert!(matches!(store.blob_path(&blob.sha256).unwrap_err(), Error::Corrupt { .. }));
-    assert!(!path.exists());
-    let absent = store.blob_path(&"a".repeat(64)).unwrap_err();
-    assert!(matches!(absent, Error::Missing { .. }), "{absent}");
+}
+
+#[test]
+fn the_bytes_of_a_bucket_are_not_counted_at_every_stage() {
+    let (bucket, folder) = (Bucket::new(), tempfile::tempdir().unwrap());
+    let (store, job) = (bucket.store(folder.path()), JobKey::of_workflow("a"));
+    store.put_work(&job, b"one").unwrap();
+    assert_eq!(store.recent_usage().unwrap(), 3);
+    store.put_work(&job, b"other").unwrap();
+    assert_eq!((store.recent_usage().unwrap(), store.usage().unwrap()), (3, 8));
 }
 
 /// A server that answers every request alike; gives its address.
@@ -208,6 +207,15 @@ fn a_job_outlives_an_outage() {
         server.wait().unwrap();
     };
     fleet::outlives_an_outage(&settings, begin, || drop(bucket::serve(port).unwrap()));
+}
+
+#[test]
+fn a_worker_that_starts_in_an_outage_waits_for_its_end() {
+    let port = free_port();
+    let bucket = Bucket::at(port);
+    let mut settings = bucket.variables.clone();
+    settings.push(("GENVIDEO_STORE".to_owned(), bucket.address.clone()));
+    fleet::starts_in_an_outage(&settings, || drop(bucket::serve(port).unwrap()));
 }
 
 #[test]

@@ -105,6 +105,7 @@ macro_rules! in_both {
 in_both! {
     content_comes_back_as_it_was_put
     a_corrupt_blob_is_refused_and_replaced_by_the_next_put
+    a_blob_is_copied_and_checked
     the_first_manifest_wins_and_the_same_again_is_fine
     of_sixteen_racing_manifests_one_is_published
     the_same_manifest_from_everywhere_is_published_once
@@ -136,6 +137,7 @@ fn job_keys_come_from_ids_of_any_kind() {
 #[test]
 fn keys_refuse_anything_but_their_own_form() {
     let (_folder, store) = store();
+    let mut file = tempfile::tempfile().unwrap();
     let good = "a".repeat(64);
     for bad in [
         "",
@@ -154,7 +156,7 @@ fn keys_refuse_anything_but_their_own_form() {
         let key = |error: Error| matches!(error, Error::Key { .. });
         assert!(key(store.get_blob(bad).unwrap_err()), "{bad:?}");
         assert!(key(store.has_blob(bad).unwrap_err()), "{bad:?}");
-        assert!(key(store.blob_path(bad).unwrap_err()), "{bad:?}");
+        assert!(key(store.copy_blob(bad, Path::new("a"), &mut file).unwrap_err()), "{bad:?}");
         assert!(key(store.blob_url(bad).unwrap_err()), "{bad:?}");
         assert!(key(store.get_work(&job("a"), bad).unwrap_err()), "{bad:?}");
         assert!(JobKey::parse(bad).is_err(), "{bad:?}");
@@ -230,6 +232,21 @@ fn a_corrupt_blob_is_refused_and_replaced_by_the_next_put(place: &Place) {
     assert!(matches!(store.get_work(&a, &work.sha256).unwrap_err(), Error::Corrupt { .. }));
     store.put_work(&a, b"state").unwrap();
     assert_eq!(store.get_work(&a, &work.sha256).unwrap(), &b"state"[..]);
+}
+
+fn a_blob_is_copied_and_checked(place: &Place) {
+    let store = place.store();
+    let blob = store.put_blob(&job("a"), b"video").unwrap();
+    let path = place.folder.path().join("copy");
+    let copy = |sha256: &str| store.copy_blob(sha256, &path, &mut fs::File::create(&path).unwrap());
+    copy(&blob.sha256).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"video");
+    fs::write(place.objects.join(format!("blobs/{}", blob.sha256)), b"other").unwrap();
+    assert!(matches!(copy(&blob.sha256).unwrap_err(), Error::Corrupt { .. }));
+    assert!(matches!(copy(&"a".repeat(64)).unwrap_err(), Error::Missing { .. }));
+    let mut closed = fs::File::open(&path).unwrap();
+    let error = store.copy_blob(&blob.sha256, &path, &mut closed).unwrap_err();
+    assert!(matches!(error, Error::Unwritable { .. }), "{error}");
 }
 
 fn the_first_manifest_wins_and_the_same_again_is_fine(place: &Place) {
