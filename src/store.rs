@@ -276,7 +276,7 @@ impl Store {
 
     /// Whether there is a blob of that name; its content is not checked.
     pub fn has_blob(&self, sha256: &str) -> Result<bool, Error> {
-        self.is_there(&format!("blobs/{}", key::content_hash(sha256)?))
+        self.has(&format!("blobs/{}", key::content_hash(sha256)?))
     }
 
     /// The blob as a `file://` address, percent-encoded, or an `s3://` one.

@@ -29,6 +29,7 @@ use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use crate::render::Renderer;
 use activities::{DeviceActivities, EncodeActivities, LightActivities};
+use heartbeat::StageThread;
 use workflow::GenVideoWorkflow;
 
 /// Longest time between two heartbeats on the wire: what a cancel takes to reach a stage, and what a crash loses.
@@ -100,7 +101,7 @@ pub async fn run(
             // Nobody listens any more once the drain deadline has passed.
             let _ = sender.send(handle.block_on(serve(&settings, client, renderer, stopped)));
         })
-        .map_err(|error| Error::Run(format!("no thread: {error}")))?;
+        .map_err(no_thread)?;
     tokio::select! {
         ended = &mut finished => return ended.unwrap_or_else(|_| Err(panicked())),
         () = shutdown => {}
@@ -110,6 +111,10 @@ pub async fn run(
         Ok(ended) => ended.unwrap_or_else(|_| Err(panicked())),
         Err(_) => Err(Error::Drain(deadline)),
     }
+}
+
+fn no_thread(error: std::io::Error) -> Error {
+    Error::Run(format!("no thread: {error}"))
 }
 
 fn panicked() -> Error {
@@ -170,10 +175,14 @@ fn workers(
         unfit: unfit.clone(),
         host: host.clone(),
         device: Arc::new(Semaphore::new(1)),
+        thread: StageThread::start().map_err(no_thread)?,
     };
-    let encoder = EncodeActivities { renderer: renderer.clone() };
-    let light =
-        LightActivities { renderer, heartbeat_timeout, host: host.clone(), queue: queue.clone() };
+    let light = LightActivities {
+        renderer: renderer.clone(),
+        heartbeat_timeout,
+        host: host.clone(),
+        queue: queue.clone(),
+    };
     let common = |queue: &str, slots| {
         WorkerOptions::new(queue)
             .tuner(tuner(slots))
@@ -203,7 +212,9 @@ fn workers(
     }
     let places = || std::iter::once(queue).chain(&host);
     for queue in places().map(|place| policy::processor_queue(place)) {
-        workers.push(build(common(&queue, 1).register_activities(encoder.clone()).build())?);
+        let thread = StageThread::start().map_err(no_thread)?;
+        let encoder = EncodeActivities { renderer: renderer.clone(), thread };
+        workers.push(build(common(&queue, 1).register_activities(encoder).build())?);
     }
     let room = settings.identity.as_ref().and_then(|own| fleet::room_queue(queue, own));
     for queue in places().map(|place| policy::device_queue(place)).chain(room) {

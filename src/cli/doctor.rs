@@ -15,7 +15,7 @@ use crate::engine::device;
 use crate::hub::{Library, Source, Task};
 use crate::job::class::ErrorClass;
 use crate::render;
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// Flags of `doctor`.
 #[derive(clap::Args, Debug)]
@@ -93,6 +93,7 @@ pub(crate) async fn doctor(
         settings(config),
         folder("data", &config.data_dir, "data_dir"),
         folder("cache", &config.cache_dir, "cache_dir"),
+        store(config),
         compute(config),
     ];
     checks.extend(models(config));
@@ -136,7 +137,7 @@ fn compute(config: &Config) -> Check {
                 Some(reason) => Check::note(
                     "device",
                     format!("{detail}; {reason}"),
-                    "a GPU is used by a build with `--features cuda` or `--features metal`",
+                    "a GPU is used by a build with `--features cudnn` or `--features metal`",
                 ),
                 None => Check::ok("device", detail),
             }
@@ -254,6 +255,26 @@ async fn version(program: &Path) -> io::Result<String> {
         return Err(io::Error::other(format!("`--version` ended with {}", answer.status)));
     }
     Ok(String::from_utf8_lossy(&answer.stdout).trim().to_owned())
+}
+
+/// A bucket is asked what a worker asks of it: a server that answers and creates objects for one writer only.
+fn store(config: &Config) -> Check {
+    let open = || {
+        let store = session::store(config)?;
+        store.temp_file(None, "").map(drop)
+    };
+    match open() {
+        Ok(()) => Check::ok("store", config.store.display().to_string()),
+        Err(error) => {
+            let fix = match &error {
+                store::Error::Unanswered { .. } => "start the server of the bucket, or choose",
+                _ => "choose",
+            };
+            let variable = config::variable("store").unwrap_or("store");
+            let fix = format!("{fix} another folder, or another bucket, with {variable}");
+            Check::failed("store", Failure { hint: None, ..error.into() }, &fix)
+        }
+    }
 }
 
 fn folder(check: &'static str, folder: &Path, key: &str) -> Check {

@@ -153,7 +153,11 @@ fn automatic() -> (Device, String, Option<String>) {
         Ok(device) => return (device, "metal".into(), None),
         Err(error) => reasons.push(error.to_string()),
     }
-    (Device::Cpu, "cpu".into(), Some(reasons.join("; ")))
+    let reasons = reasons.join("; ");
+    if cfg!(any(feature = "cuda", feature = "metal")) {
+        tracing::warn!(reasons, "no GPU answers: computing on the CPU");
+    }
+    (Device::Cpu, "cpu".into(), Some(reasons))
 }
 
 fn cuda_ordinal(name: &str) -> Option<usize> {

@@ -41,6 +41,10 @@ pub fn hint(error: &Error) -> Option<String> {
     if is_outage(error) {
         return Some("check that the server of the store answers".to_owned());
     }
+    if let Error::Store(store::Error::Missing { .. }) | Error::Gone(_) = error {
+        let advice = "all workers of a task queue share one store, or set `shared_store = false`";
+        return Some(advice.to_owned());
+    }
     let advice = match class(error) {
         ErrorClass::UnknownModel => {
             "`genvideo doctor` lists the models and the folders they are looked for in"
@@ -61,7 +65,9 @@ pub fn hint(error: &Error) -> Option<String> {
             "`--device cpu` works everywhere; `genvideo doctor` shows what the device says"
         }
         ErrorClass::NonFinite => "`--dtype f32` has the range that half precision lacks",
-        ErrorClass::DiskFull => "free some space, or choose another data folder",
+        ErrorClass::DiskFull => {
+            "free some space (`genvideo clean` removes old results), raise the quota, or choose another data folder"
+        }
         ErrorClass::OutputUnwritable => {
             "check that the data folder and the store can be written; `genvideo doctor` shows where the folder is"
         }

@@ -46,7 +46,15 @@ pub(super) trait Request {
     ) -> engine::Result<Self::Output>;
 }
 
-/// Carries `request` out with the model `wanted`.
+/// Said of a stage that was taken up again in its low-memory form.
+const RAN_OUT: &str =
+    "memory ran out: the stage went on from its last step in the form that needs least";
+
+fn is_out_of_memory(error: &Error) -> bool {
+    matches!(error, Error::Engine(engine::Error::OutOfMemory { .. }))
+}
+
+/// Carries `request` out with the model `wanted`. When memory runs out, the low-memory form goes on from the last step.
 pub(super) fn infer<R: Request>(
     inner: &Inner,
     order: &Order,
@@ -65,9 +73,16 @@ pub(super) fn infer<R: Request>(
     for last_try in [false, true] {
         let started = Instant::now();
         let memory = form.unwrap_or(if last_try { "low" } else { &settings.memory });
-        let (model, ready) = request.ready(&mut permit, settings, wanted, memory, hook)?;
+        let ready = request.ready(&mut permit, settings, wanted, memory, hook);
+        let ready = ready.and_then(|ready| point("model_loaded").map(|()| ready));
+        let (model, ready) = match ready {
+            Err(error) if !last_try && is_out_of_memory(&error) => {
+                permit.unload();
+                continue;
+            }
+            ready => ready?,
+        };
         let loaded = Instant::now();
-        point("model_loaded")?;
         let run = match &mut attempt {
             Some(run) => run,
             None => {
@@ -77,7 +92,7 @@ pub(super) fn infer<R: Request>(
         };
         let decoding = request.decoding();
         match run.go(&decoding, hook, |at, keep, hook| request.run(model, at, keep, hook)) {
-            Err(Error::Engine(engine::Error::OutOfMemory { .. })) if !last_try => permit.unload(),
+            Err(error) if !last_try && is_out_of_memory(&error) => permit.unload(),
             result => {
                 let output = result?;
                 let times = BTreeMap::from([
@@ -89,6 +104,7 @@ pub(super) fn infer<R: Request>(
                     settings.store.put_work(&order.job_key, &serde_json::to_vec(&stage)?)?;
                 let mut work = Work { receipt: Some(stage), ..ready.work(times) };
                 work.notes.extend(run.note());
+                work.notes.extend(last_try.then(|| RAN_OUT.to_owned()));
                 return Ok((output, work));
             }
         }

@@ -56,8 +56,11 @@ fn fits(
         )));
     }
     if let Some(quota) = settings.disk_quota {
-        let used = settings.store.recent_usage()?;
-        if used.saturating_add(wanted) > quota {
+        let used = match quota.checked_sub(wanted) {
+            Some(rest) => settings.store.usage_over(rest)?,
+            None => Some(settings.store.usage()?),
+        };
+        if let Some(used) = used {
             return Err(full(format!(
                 "{what} takes up to {}, {} of the quota of {} are used",
                 size(wanted),

@@ -32,7 +32,7 @@ pub struct Ages {
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// How long the bytes of a bucket are not counted again.
-const RECENT: Duration = Duration::from_secs(60);
+const RECENT: Duration = Duration::from_secs(10);
 
 /// The hashes that manifests name, by the job and when it was published.
 type Manifests = HashMap<(String, SystemTime), HashSet<String>>;
@@ -130,17 +130,18 @@ impl Store {
         Ok(self.below("", &Held::Nothing)?.iter().map(|entry| entry.bytes).sum())
     }
 
-    /// As [`usage`](Self::usage), in a bucket up to a minute ago.
-    pub fn recent_usage(&self) -> Result<u64, Error> {
-        let mut counted = self.inner.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        match *counted {
-            Some((at, bytes)) if self.is_remote() && at.elapsed() < RECENT => Ok(bytes),
-            _ => {
-                let bytes = self.usage()?;
-                *counted = Some((Instant::now(), bytes));
-                Ok(bytes)
-            }
+    /// As [`usage`](Self::usage), when it is more than `most`. That it is not, a bucket may have said some seconds ago.
+    pub fn usage_over(&self, most: u64) -> Result<Option<u64>, Error> {
+        let counted = || self.inner.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *counted();
+        if before.is_some_and(|(at, bytes)| at.elapsed() < RECENT && bytes <= most) {
+            return Ok(None);
         }
+        let bytes = self.usage()?;
+        if self.is_remote() {
+            *counted() = Some((Instant::now(), bytes));
+        }
+        Ok((bytes > most).then_some(bytes))
     }
 
     /// What a sweep removes.
@@ -199,6 +200,11 @@ impl Store {
             } else if dropped.contains(sha256) || blob.is_older(ages.left_behind) {
                 rubbish.blobs.push(blob);
             }
+        }
+        if self.is_remote() {
+            // An opening whose answer was lost cannot know that it has created one.
+            let probes = self.below("probe", held)?.into_iter();
+            rubbish.blobs.extend(probes.filter(|probe| probe.is_older(ages.left_behind)));
         }
         Ok(rubbish)
     }

@@ -41,7 +41,7 @@ impl Store {
         content: &Content<'_>,
         held: &Held,
     ) -> Result<(), Error> {
-        let there = self.is_there(key)?;
+        let there = self.has(key)?;
         if there && self.is_intact(key, blob, held)? {
             return Ok(());
         }
@@ -118,13 +118,6 @@ impl Store {
     }
 
     /// Whether there is something under `key`.
-    pub(super) fn is_there(&self, key: &str) -> Result<bool, Error> {
-        match self.inner.bucket {
-            None => Ok(self.inner.root.join(key).is_file()),
-            Some(_) => self.has(key),
-        }
-    }
-
     pub(super) fn has(&self, key: &str) -> Result<bool, Error> {
         match self.inner.wait(self.inner.objects.head(&ObjectPath::from(key))) {
             Ok(_) => Ok(true),

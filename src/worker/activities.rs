@@ -15,7 +15,7 @@ use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::fleet::{self, Peer};
-use super::heartbeat::{self, Lane};
+use super::heartbeat::{self, Lane, StageThread};
 use super::{failure, policy};
 use crate::job::ValidJob;
 use crate::job::class::ErrorClass;
@@ -194,6 +194,7 @@ pub(crate) struct DeviceActivities {
     pub(crate) host: Option<String>,
     /// The device, which has one permit for all of its queues.
     pub(crate) device: Arc<Semaphore>,
+    pub(crate) thread: StageThread,
 }
 
 impl DeviceActivities {
@@ -237,7 +238,7 @@ impl DeviceActivities {
         let renderer = self.renderer.clone();
         let order = order(&ctx, task.job, task.plan)?;
         let unfit = self.unfit.clone();
-        let place = (self.host.as_deref(), device);
+        let place = (self.host.as_deref(), device, &self.thread);
         let made = heartbeat::drive(&ctx, &task.lane, place, move |hook| {
             Self::mind(&unfit, renderer.gen_image(&order, hook))
         })
@@ -254,7 +255,7 @@ impl DeviceActivities {
         let device = self.take(&ctx).await?;
         let (renderer, unfit) = (self.renderer.clone(), self.unfit.clone());
         let order = order(&ctx, task.job, task.plan)?;
-        heartbeat::drive(&ctx, &task.lane, (None, device), move |hook| {
+        heartbeat::drive(&ctx, &task.lane, (None, device, &self.thread), move |hook| {
             Self::mind(&unfit, renderer.gen_video(&order, &task.image, task.run, hook))
         })
         .await
@@ -265,6 +266,7 @@ impl DeviceActivities {
 #[derive(Clone)]
 pub(crate) struct EncodeActivities {
     pub(crate) renderer: Renderer,
+    pub(crate) thread: StageThread,
 }
 
 #[activities]
@@ -277,7 +279,8 @@ impl EncodeActivities {
     ) -> Result<VideoMade, ActivityError> {
         let renderer = self.renderer.clone();
         let order = order(&ctx, task.job, task.plan)?;
-        heartbeat::drive(&ctx, &task.lane, (None, std::future::ready(())), move |hook| {
+        let place = (None, std::future::ready(()), &self.thread);
+        heartbeat::drive(&ctx, &task.lane, place, move |hook| {
             renderer.encode_video(&order, &task.runs, hook)
         })
         .await

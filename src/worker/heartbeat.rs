@@ -6,8 +6,9 @@
 
 use std::future::Future;
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -117,11 +118,11 @@ pub(crate) struct Lane {
     pub(crate) title: String,
 }
 
-/// Runs `work` on a blocking thread until it ends, beating all the while; first it waits for `device`, and keeps it.
+/// Runs `work` on `thread` until it ends, beating all the while; first it waits for `device`, and keeps it.
 pub(crate) async fn drive<T, W>(
     ctx: &ActivityContext,
     lane: &Lane,
-    (host, device): (Option<&str>, impl Future),
+    (host, device, thread): (Option<&str>, impl Future, &StageThread),
     work: W,
 ) -> Result<T, ActivityError>
 where
@@ -130,12 +131,7 @@ where
 {
     let first = Beat { host: host.map(str::to_owned), waiting: true, ..first_beat(ctx) };
     if first.deaths >= policy::MAX_DEATHS {
-        let message = format!(
-            "{} attempts at this stage ended with the worker's death; the last: {}",
-            first.deaths,
-            first.cause.as_deref().unwrap_or(failure::DIED)
-        );
-        return Err(ActivityError::application(failure::fatal(ErrorClass::Poison, message)));
+        return Err(poison(first.deaths, first.cause.as_deref().unwrap_or(failure::DIED)));
     }
     let at_work = Entry::begin(ctx, Some(&first));
     let mut pulse = Pulse {
@@ -164,10 +160,10 @@ where
             }
         })
     };
+    let thread = thread.clone();
     let mut job = tokio::task::spawn_blocking(move || {
         let _after = GiveBack;
-        // Buffers of matrix products and other things that belong to a thread end with this one.
-        std::thread::spawn(stage).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread.run(stage)
     });
     pulse.tick().await;
     let mut timer = tokio::time::interval(interval(ctx));
@@ -200,6 +196,33 @@ where
     }
 }
 
+/// A thread for stages, one after the other. What libraries keep for each thread, the GPU's handles and the buffers of
+/// matrix products, is there once, and there again for the next stage.
+#[derive(Clone)]
+pub(crate) struct StageThread(mpsc::Sender<Box<dyn FnOnce() + Send>>);
+
+impl StageThread {
+    /// Starts one; it ends with its last handle.
+    pub(crate) fn start() -> std::io::Result<Self> {
+        let (sender, stages) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        let work = move || stages.into_iter().for_each(|stage| stage());
+        std::thread::Builder::new().name("stage".to_owned()).spawn(work)?;
+        Ok(Self(sender))
+    }
+
+    /// Runs `stage` there; its panic is the caller's.
+    fn run<T: Send + 'static>(&self, stage: impl FnOnce() -> T + Send + 'static) -> T {
+        let (sender, done) = mpsc::channel();
+        let stage = move || {
+            // Nobody else sees what a panic leaves of it.
+            let _ = sender.send(panic::catch_unwind(AssertUnwindSafe(stage)));
+        };
+        self.0.send(Box::new(stage)).expect("it lives as long as this handle");
+        let done = done.recv().expect("every stage answers");
+        done.unwrap_or_else(|payload| panic::resume_unwind(payload))
+    }
+}
+
 /// Dropped after a stage: gives the memory that it has freed back to the system.
 struct GiveBack;
 
@@ -217,7 +240,10 @@ where
     W: FnOnce() -> Result<T, render::Error> + Send + 'static,
 {
     let _at_work = Entry::begin(ctx, None);
-    let mut tally: Tally = ctx.heartbeat_details().deserialize().ok().flatten().unwrap_or_default();
+    let mut tally = Tally::begin(ctx.heartbeat_details().deserialize().ok().flatten());
+    if tally.deaths >= policy::MAX_DEATHS {
+        return Err(poison(tally.deaths, failure::DIED));
+    }
     let mut job = tokio::task::spawn_blocking(work);
     let mut timer = tokio::time::interval(interval(ctx));
     loop {
@@ -241,12 +267,26 @@ where
 struct Tally {
     /// Attempts that ended with an error which was no outage of the store.
     errors: u32,
+    /// Attempts in a row before this one that ended without a word.
+    #[serde(default)]
+    deaths: u32,
+    /// Set in the last beat of an attempt that ended with an error.
+    #[serde(default)]
+    closed: bool,
 }
 
 impl Tally {
+    /// Counts on from what the attempt before this one said last.
+    fn begin(last: Option<Self>) -> Self {
+        let Some(last) = last else { return Self::default() };
+        let deaths = if last.closed { 0 } else { last.deaths + 1 };
+        Self { deaths, closed: false, ..last }
+    }
+
     /// Counts an error; whether it is the last one. Whoever has to make room is not helped by minutes of waiting; an
     /// outage ends some time.
     fn count(&mut self, error: &render::Error) -> bool {
+        self.closed = true;
         if render::is_outage(error) {
             return false;
         }
@@ -317,6 +357,13 @@ fn count_on(last: Option<Beat>, attempt: u32) -> Beat {
         checkpoint: last.checkpoint,
         ..fresh
     }
+}
+
+/// A job that takes its worker with it is not tried for ever.
+fn poison(deaths: u32, cause: &str) -> ActivityError {
+    let message =
+        format!("{deaths} attempts at this stage ended with the worker's death; the last: {cause}");
+    ActivityError::application(failure::fatal(ErrorClass::Poison, message))
 }
 
 /// A thread that panicked is a fault of ours; another attempt would panic again.

@@ -253,6 +253,7 @@ fn the_doctor_looks_at_everything_and_says_what_mends_it() {
         "temporal",
         "data",
         "cache",
+        "store",
         "network",
     ] {
         assert!(names.contains(&wanted), "{wanted} in {names:?}");
@@ -285,9 +286,15 @@ fn the_doctor_looks_at_everything_and_says_what_mends_it() {
             answer.stdout
         );
     }
-    let mut command = machine.command(&["doctor"]);
-    command.env("GENVIDEO_IMAGE_MODEL", "no-such-model");
-    assert_eq!(finish(command).code, Some(4));
+    let others =
+        [("GENVIDEO_IMAGE_MODEL", "no-such-model", 4), ("GENVIDEO_STORE", "/proc/nowhere", 1)];
+    for (name, value, code) in others {
+        let mut command = machine.command(&["doctor"]);
+        command.env(name, value);
+        let answer = finish(command);
+        assert_eq!(answer.code, Some(code), "{name}\n{}{}", answer.stdout, answer.stderr);
+        assert!(!answer.stdout.contains("`genvideo doctor`"), "{}", answer.stdout);
+    }
 }
 
 /// Flags of a film that is made in a moment.

@@ -10,7 +10,7 @@ use crate::support;
 #[tokio::test(flavor = "multi_thread")]
 async fn every_recorded_history_replays() {
     let histories = recorded();
-    assert!(histories.len() >= 30, "{} histories", histories.len());
+    assert!(histories.len() >= 73, "{} histories", histories.len());
     let mut failed = Vec::new();
     for path in &histories {
         let json = std::fs::read(path).expect("a history");

@@ -15,6 +15,7 @@ use axum::response::IntoResponse;
 use bytes::Bytes;
 use genvideo::store::{Error, JobKey, Store};
 
+use crate::cli::Machine;
 use crate::fleet;
 use crate::support::bucket::{self, Bucket};
 use crate::support::server::free_port;
@@ -70,9 +71,13 @@ fn the_bytes_of_a_bucket_are_not_counted_at_every_stage() {
     let (bucket, folder) = (Bucket::new(), tempfile::tempdir().unwrap());
     let (store, job) = (bucket.store(folder.path()), JobKey::of_workflow("a"));
     store.put_work(&job, b"one").unwrap();
-    assert_eq!(store.recent_usage().unwrap(), 3);
+    assert_eq!(store.usage_over(5).unwrap(), None);
     store.put_work(&job, b"other").unwrap();
-    assert_eq!((store.recent_usage().unwrap(), store.usage().unwrap()), (3, 8));
+    assert_eq!(store.usage_over(5).unwrap(), None, "counted a moment ago");
+    // Nobody is refused for what was there a moment ago.
+    assert_eq!(store.usage_over(2).unwrap(), Some(8));
+    store.cleanup(&job).unwrap();
+    assert_eq!(store.usage_over(2).unwrap(), None);
 }
 
 /// A server that answers every request alike; gives its address.
@@ -180,6 +185,20 @@ fn an_address_that_is_none_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let error = Store::open_bucket("s3://a//b", &[], folder.path()).unwrap_err();
     assert!(matches!(error, Error::Address { .. }), "{error}");
+}
+
+#[test]
+fn the_doctor_asks_the_bucket() {
+    for (bucket, code) in [(Bucket::new(), 0), (Bucket::at(free_port()), 1)] {
+        let mut machine = Machine::new();
+        machine.settings.extend(bucket.variables.clone());
+        machine.settings.push(("GENVIDEO_STORE".to_owned(), bucket.address.clone()));
+        let answer = machine.run(&["doctor", "--json"]);
+        assert_eq!(answer.code, Some(code), "{}{}", answer.stdout, answer.stderr);
+        let verdict = if code == 0 { "ok" } else { "fail" };
+        let store = |line: &str| line.contains(r#""check":"store""#) && line.contains(verdict);
+        assert!(answer.stdout.lines().any(store), "{}", answer.stdout);
+    }
 }
 
 #[test]

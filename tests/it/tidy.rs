@@ -269,8 +269,10 @@ fn the_checks_find_what_they_look_for() {
     assert!(names_the_wire("#[activities]"));
     assert!(!names_the_wire("#[activity]"));
     assert!(!names_the_wire("#[run(x = 1)]"));
-    let text = "fn a() {\n    1\n}\n\nimpl B {\n    pub(crate) async fn b(\n        x: u8,\n    ) {\n    }\n}\n";
-    let expected = [("a".to_owned(), 3), ("b".to_owned(), 4)];
+    let text = "fn a() {\n    1\n}\n\nimpl B {\n    pub(crate) async fn b(\n        x: u8,\n    ) {\n    }\n    \
+                fn c(\n    ) -> u8;\n    fn d() {\n    }\n}\n";
+    let expected = [("a", 3), ("b", 4), ("c", 2), ("d", 2)];
+    let expected = expected.map(|(name, lines)| (name.to_owned(), lines));
     assert_eq!(functions(text), expected);
     assert!(is_machine_path("cd /work/x", "/work/"));
     assert!(!is_machine_path("<root>/work/x", "/work/"));
@@ -293,7 +295,8 @@ fn names_the_wire(line: &str) -> bool {
     !NAMED_ATTRIBUTES.contains(&name) || attribute.contains("name =")
 }
 
-/// Functions with their lengths: from the line of `fn` to the closing brace at its indentation, as rustfmt writes it.
+/// Functions with their lengths: from the line of `fn` to the closing brace at its indentation, as rustfmt writes it, or
+/// to the end of a declaration.
 fn functions(text: &str) -> Vec<(String, usize)> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();
@@ -305,9 +308,11 @@ fn functions(text: &str) -> Vec<(String, usize)> {
         if !before.split_whitespace().all(|word| qualifiers.contains(&word)) {
             continue;
         }
-        let close = format!("{}}}", " ".repeat(indent));
+        let (close, declared) = (format!("{:indent$}}}", ""), format!("{:indent$})", ""));
+        let is_end =
+            |line: &&str| *line == close || line.starts_with(&declared) && line.ends_with(';');
         let one_line = bare.ends_with('}') || bare.ends_with(';');
-        let length = lines[start..].iter().position(|line| *line == close).filter(|_| !one_line);
+        let length = lines[start..].iter().position(is_end).filter(|_| !one_line);
         let name = rest.split(|c: char| !c.is_alphanumeric() && c != '_').next();
         found.push((name.unwrap_or_default().to_owned(), length.map_or(1, |length| length + 1)));
     }

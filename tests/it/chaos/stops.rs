@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::deaths::{Trap, judge, now};
 use super::field::{Field, Quiet, files_of, small, tick};
 use super::tally::Row;
+use crate::support::within;
 
 /// Longest an orderly end may take.
 pub(crate) const END_WITHIN: Duration = Duration::from_secs(30);
@@ -44,6 +45,31 @@ pub(crate) async fn terminate_at(
     let trace = trial.trace();
     let next = trace.iter().find(|visit| visit.process != process && visit.at >= ended)?;
     Some(next.at - ended)
+}
+
+/// A worker that is told to stop a second time leaves at once, whatever its stage is at; another one goes on.
+pub(crate) async fn told_twice(field: &Field, (input, quiet): (&Value, &Quiet), row: &mut Row) {
+    let mut trial = field.trial("twice");
+    let faults = Trap { point: "step_done", action: "stall:600000", skip: 2 }.text(&trial);
+    trial.work(&faults);
+    let id = trial.submit(input).await;
+    trial.marked(&id).await.expect("the job comes there");
+    trial.workers[0].signal(libc::SIGTERM, true);
+    within("a worker that has heard", async {
+        while !trial.logs().contains("once more to leave at once") {
+            tick(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    trial.workers[0].stop().await;
+    row.faults += 1;
+    let log = trial.logs();
+    if log.contains("still at work") {
+        row.lost += 1;
+        row.say(format!("it waited for its stage; {log}"));
+    }
+    trial.work("");
+    judge(&mut trial, &id, quiet, row).await;
 }
 
 /// Cancels the job while it is at `trap`; no file stays.
@@ -208,22 +234,44 @@ pub(crate) async fn fill_at(
 
 /// A job that takes its worker with it each time is given up, and said to be what it is; the worker goes on.
 pub(crate) async fn poison(field: &Field, row: &mut Row) {
-    let mut trial = field.trial("poison");
-    trial.work("text_encoded=abort");
-    let id = trial.submit(&small("video")).await;
-    row.faults += 1;
-    let outcome = trial.outcome(&id).await;
-    let log = trial.logs();
-    match &outcome {
-        Outcome::Failed { class: ErrorClass::Poison, message, .. }
-            if message.contains("it aborted") && log.contains("died with the worker") => {}
-        _ => {
+    for (point, cause) in [("text_encoded", "it aborted"), ("manifest_begun", "died")] {
+        let mut trial = field.trial(&format!("poison-{point}"));
+        trial.work(&format!("{point}=abort"));
+        let id = trial.submit(&small("video")).await;
+        row.faults += 1;
+        let outcome = trial.outcome(&id).await;
+        let log = trial.logs();
+        match &outcome {
+            Outcome::Failed { class: ErrorClass::Poison, message, .. }
+                if message.contains(cause) && log.contains("died with the worker") => {}
+            _ => {
+                row.lost += 1;
+                row.say(format!("{point}: {outcome:?}; {log}"));
+            }
+        }
+        trial.workers[0].stop().await;
+        row.leaked += u32::try_from(trial.leaked(&[]).len()).unwrap();
+    }
+}
+
+/// A stage that ran out of memory goes on from its last step in the form that needs least, and says so.
+pub(crate) async fn out_of_memory(field: &Field, (input, quiet): (&Value, &Quiet), row: &mut Row) {
+    for point in ["model_loaded", "step_done"] {
+        let mut trial = field.trial(&format!("memory-{point}"));
+        let faults = Trap { point, action: "error:OUT_OF_MEMORY", skip: 1 }.text(&trial);
+        trial.work(&faults);
+        let id = trial.submit(input).await;
+        row.faults += 1;
+        let result = trial.result(&id).await;
+        let notes =
+            result.map(|result| result.done.notes).map_err(|outcome| format!("{outcome:?}"));
+        let is_said = |notes: &Vec<String>| notes.iter().any(|note| note.contains("ran out"));
+        let steps = trial.trace().iter().filter(|visit| visit.point == "step_done").count();
+        if !notes.as_ref().is_ok_and(is_said) || steps != quiet.visits["step_done"] as usize {
             row.lost += 1;
-            row.say(format!("{outcome:?}; {log}"));
+            row.say(format!("{point}: {notes:?} after {steps} steps; {}", trial.logs()));
         }
     }
-    trial.workers[0].stop().await;
-    row.leaked += u32::try_from(trial.leaked(&[]).len()).unwrap();
 }
 
 /// An error of the device may stay with the process, so another process tries again.

@@ -1,5 +1,6 @@
 //! Stages that are stopped anywhere and taken up again end in the bytes of a run that nobody disturbed.
 
+use genvideo::engine::Sampler;
 use genvideo::store::BlobRef;
 
 use super::*;
@@ -89,6 +90,29 @@ fn an_image_goes_on_from_any_report_with_the_same_bytes() {
             Some(step) => assert_eq!(step, steps, "no step is made twice"),
             None => assert_eq!(steps, 4, "denoised before"),
         }
+    }
+}
+
+#[test]
+fn every_sampler_goes_on_from_what_it_stored() {
+    let bench = bench();
+    for sampler in Sampler::ALL.iter().map(|sampler| sampler.name()) {
+        let fields = json!({"steps": 6, "sampler": sampler});
+        let quiet = small(&bench, &format!("quiet {sampler}"), &fields);
+        let (made, ..) = attempt(usize::MAX, |hook| bench.renderer.gen_image(&quiet, hook));
+        let wanted = made.unwrap().image;
+        let mut order = small(&bench, sampler, &fields);
+        let fourth = |report: &Report| report.stage == "denoise" && report.done == 4;
+        let mut checkpoint = None;
+        let stopped = bench.renderer.gen_image(&order, &mut |report| {
+            checkpoint = report.checkpoint.as_deref().map(str::to_owned);
+            if fourth(&report) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert!(matches!(stopped, Err(Error::Stopped)) && checkpoint.is_some(), "{sampler}");
+        order.resume = checkpoint;
+        let (made, _, after) = attempt(usize::MAX, |hook| bench.renderer.gen_image(&order, hook));
+        assert_eq!(first_step(&after), Some(4), "{sampler}");
+        assert_eq!(made.unwrap().image, wanted, "{sampler}");
     }
 }
 
