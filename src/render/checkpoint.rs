@@ -12,6 +12,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::failure::is_out_of_memory;
 use super::models::report_of;
 use super::verify::{Mismatch, Part};
 use super::{Error, Hook, Order, Report, Settings, is_outage, point};
@@ -62,8 +63,8 @@ impl<'a> Attempt<'a> {
                     found = Some((at, Arc::from(sha256.as_str())));
                     break;
                 }
-                // It may be there, and all that was made with it.
-                Err(error) if is_outage(&error) => return Err(error),
+                // It may be there, or be of use, and all that was made with it.
+                Err(error) if is_outage(&error) || is_out_of_memory(&error) => return Err(error),
                 Err(error) => {
                     tracing::warn!(%error, sha256, "a checkpoint is of no use");
                     note = Some(format!("a part was made twice: {error}"));

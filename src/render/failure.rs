@@ -31,6 +31,11 @@ pub fn is_outage(error: &Error) -> bool {
     matches!(error, Error::Store(store::Error::Unanswered { .. }))
 }
 
+/// Whether memory of the device ran out in the middle of work.
+pub(super) fn is_out_of_memory(error: &Error) -> bool {
+    matches!(error, Error::Engine(engine::Error::OutOfMemory { .. }))
+}
+
 /// What helps, in one line without a full stop; `None` where the message says it all.
 pub fn hint(error: &Error) -> Option<String> {
     if let Error::Hub(error) = error

@@ -6,13 +6,14 @@ use std::fmt::Debug;
 use std::time::Instant;
 
 use super::checkpoint::Attempt;
+use super::failure::is_out_of_memory;
 use super::models::{Permit, Ready, TILED, WHOLE, Wanted};
 use super::receipt::StageReceipt;
 use super::{Error, Hook, Inner, Order, Settings, Work, point, seconds};
 use crate::engine::{self, Checkpoint, Keep};
 
 /// What the engine is asked for.
-pub(super) trait Request {
+pub(super) trait Request: Clone {
     /// Who does it.
     type Model;
     /// What comes of it.
@@ -47,19 +48,14 @@ pub(super) trait Request {
 }
 
 /// Said of a stage that was taken up again in its low-memory form.
-const RAN_OUT: &str =
-    "memory ran out: the stage went on from its last step in the form that needs least";
-
-fn is_out_of_memory(error: &Error) -> bool {
-    matches!(error, Error::Engine(engine::Error::OutOfMemory { .. }))
-}
+const RAN_OUT: &str = "memory ran out: the stage went on in the form that needs least, from the last step if there was one";
 
 /// Carries `request` out with the model `wanted`. When memory runs out, the low-memory form goes on from the last step.
 pub(super) fn infer<R: Request>(
     inner: &Inner,
     order: &Order,
     wanted: &Wanted,
-    mut request: R,
+    request: R,
     hook: &mut Hook<'_>,
 ) -> Result<(R::Output, Work), Error> {
     let settings = &inner.settings;
@@ -71,7 +67,7 @@ pub(super) fn infer<R: Request>(
         _ => WHOLE,
     });
     for last_try in [false, true] {
-        let started = Instant::now();
+        let (started, mut request) = (Instant::now(), request.clone());
         let memory = form.unwrap_or(if last_try { "low" } else { &settings.memory });
         let ready = request.ready(&mut permit, settings, wanted, memory, hook);
         let ready = ready.and_then(|ready| point("model_loaded").map(|()| ready));
@@ -87,7 +83,13 @@ pub(super) fn infer<R: Request>(
             Some(run) => run,
             None => {
                 let stage = (request.stage(), wanted.hashes.as_str());
-                attempt.insert(Attempt::new(settings, order, &ready.compute, stage)?)
+                match Attempt::new(settings, order, &ready.compute, stage) {
+                    Err(error) if !last_try && is_out_of_memory(&error) => {
+                        permit.unload();
+                        continue;
+                    }
+                    run => attempt.insert(run?),
+                }
             }
         };
         let decoding = request.decoding();
@@ -104,7 +106,7 @@ pub(super) fn infer<R: Request>(
                     settings.store.put_work(&order.job_key, &serde_json::to_vec(&stage)?)?;
                 let mut work = Work { receipt: Some(stage), ..ready.work(times) };
                 work.notes.extend(run.note());
-                work.notes.extend(last_try.then(|| RAN_OUT.to_owned()));
+                work.notes.extend((last_try && form.is_none()).then(|| RAN_OUT.to_owned()));
                 return Ok((output, work));
             }
         }

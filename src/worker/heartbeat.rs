@@ -31,6 +31,8 @@ use crate::render::{self, Hook, Report};
 
 /// Longest time between two beats.
 const BEAT: Duration = Duration::from_secs(1);
+/// How long a short stage takes at most when nothing is wrong; one that kills its worker has done so by then.
+const SUSPICIOUS: Duration = Duration::from_secs(20);
 /// A stage that ends sooner sends no signal: it would only make the next one wait.
 const SIGNAL_FIRST: Duration = Duration::from_secs(1);
 /// Shortest time between two signals.
@@ -202,10 +204,16 @@ where
 pub(crate) struct StageThread(mpsc::Sender<Box<dyn FnOnce() + Send>>);
 
 impl StageThread {
-    /// Starts one; it ends with its last handle.
+    /// Starts one, for as long as there is a handle.
     pub(crate) fn start() -> std::io::Result<Self> {
         let (sender, stages) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
-        let work = move || stages.into_iter().for_each(|stage| stage());
+        let work = move || {
+            stages.into_iter().for_each(|stage| stage());
+            // Left to the end of the process: a driver that has failed may end it where a thread lets go of its handles.
+            loop {
+                std::thread::park();
+            }
+        };
         std::thread::Builder::new().name("stage".to_owned()).spawn(work)?;
         Ok(Self(sender))
     }
@@ -244,6 +252,7 @@ where
     if tally.deaths >= policy::MAX_DEATHS {
         return Err(poison(tally.deaths, failure::DIED));
     }
+    let begun = Instant::now();
     let mut job = tokio::task::spawn_blocking(work);
     let mut timer = tokio::time::interval(interval(ctx));
     loop {
@@ -257,7 +266,16 @@ where
                 }
                 Err(error) => Err(broken(error)),
             },
-            _ = timer.tick() => say(ctx, tally.clone()).await,
+            // A worker that dies on its way out was not killed by the job.
+            () = ctx.cancelled(), if !tally.closed => {
+                tally.closed = true;
+                say(ctx, tally.clone()).await;
+            }
+            _ = timer.tick() => {
+                // What ends it from now on is a slow store.
+                tally.closed |= begun.elapsed() > SUSPICIOUS;
+                say(ctx, tally.clone()).await;
+            }
         }
     }
 }
@@ -270,7 +288,7 @@ struct Tally {
     /// Attempts in a row before this one that ended without a word.
     #[serde(default)]
     deaths: u32,
-    /// Set in the last beat of an attempt that ended with an error.
+    /// Whether the end of this attempt, if it is one without a word, is none that the job is to blame for.
     #[serde(default)]
     closed: bool,
 }

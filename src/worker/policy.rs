@@ -90,15 +90,13 @@ pub(crate) fn short(place: Place, token: WorkflowCancellationToken) -> ActivityO
         .cancellation_token(token)
         .heartbeat_timeout(SHORT_SILENCE)
         .cancellation_type(ActivityCancellationType::WaitCancellationCompleted)
-        .retry_policy(retry(SHORT_ATTEMPTS))
+        .retry_policy(retry(LONG_ATTEMPTS))
         .build()
 }
 
 /// Options of the publication, which no cancel stops: short, but the job has all its files and outlives an outage.
 pub(crate) fn publish(place: Place) -> ActivityOptions {
-    let mut options = short(place, WorkflowCancellationToken::new());
-    options.retry_policy = Some(retry(LONG_ATTEMPTS));
-    options
+    short(place, WorkflowCancellationToken::new())
 }
 
 /// Options of the clean-up, which no cancel stops. It may have to wait until a dead writer is known for one.
