@@ -537,16 +537,12 @@ fn a_folder_that_cannot_be_written_is_named() {
         fs::write(store.root().join(name), b"").unwrap();
     }
     let a = job("a");
-    let errors = [
-        store.put_work(&a, b"x").map(drop).unwrap_err(),
-        store.temp_file(Some(&a), ".png").map(drop).unwrap_err(),
-    ];
-    for error in errors {
-        assert!(matches!(error, Error::Unwritable { .. }), "{error}");
-    }
-    // Blobs and manifests are looked for before they are written.
+    let error = store.temp_file(Some(&a), ".png").map(drop).unwrap_err();
+    assert!(matches!(error, Error::Unwritable { .. }), "{error}");
+    // All else is looked for before it is written.
     let errors = [
         store.put_blob(&a, b"x").map(drop).unwrap_err(),
+        store.put_work(&a, b"x").map(drop).unwrap_err(),
         store.publish(&a, b"{}", &[]).map(drop).unwrap_err(),
     ];
     for error in errors {
