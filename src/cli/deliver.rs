@@ -1,13 +1,15 @@
 //! A finished job's files, copied from the store to where the user wants them, under names that tell what they are.
 //!
 //! The name is the prompt's words and the first digits of the job key. A name in use is never written over: the whole
-//! set takes the next free number.
+//! set takes the next free number. A file has its name when it is whole.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 
 use super::failure::Failure;
 use crate::job::class::ErrorClass;
@@ -44,10 +46,17 @@ impl Delivered {
 pub(crate) fn prepare(out: &Path) -> Result<PathBuf, Failure> {
     let check = || {
         fs::create_dir_all(out)?;
-        tempfile::Builder::new().prefix(".genvideo-").tempfile_in(out)?;
+        unnamed(out)?;
         fs::canonicalize(out)
     };
     check().map_err(|error| unwritable(out, &error))
+}
+
+/// A file in `out` that has no name yet, and goes when it gets none.
+fn unnamed(out: &Path) -> io::Result<NamedTempFile> {
+    // As any program's files, so less the user's mask.
+    let open = Permissions::from_mode(0o666);
+    tempfile::Builder::new().prefix(".genvideo-").permissions(open).tempfile_in(out)
 }
 
 /// What a receipt says about the job, as far as names go.
@@ -85,18 +94,21 @@ pub(crate) fn copy(store: &Store, out: &Path, assets: &Assets) -> Result<Deliver
         .chain(named(&assets.receipt, "receipt.json"))
         .collect();
     let ends: Vec<&str> = wanted.iter().map(|(_, end)| end.as_str()).collect();
-    let mut claimed = claim(&out, &stem, &ends).map_err(|error| unwritable(&out, &error))?;
-    for ((asset, _), (path, file)) in wanted.iter().zip(&mut claimed) {
-        if let Err(failure) = fill(store, asset, path, file) {
-            for (path, _) in &claimed {
+    let files: Result<Vec<_>, _> =
+        wanted.iter().map(|(asset, _)| fetch(store, asset, &out)).collect();
+    let files = files?;
+    let claimed = claim(&out, &stem, &ends).map_err(|error| unwritable(&out, &error))?;
+    for (file, path) in files.into_iter().zip(&claimed) {
+        if let Err(refused) = file.persist(path) {
+            for path in &claimed {
                 let _ = fs::remove_file(path);
             }
-            return Err(failure);
+            return Err(unwritable(path, &refused.error));
         }
     }
     let path_of = |end: &str| {
         let index = ends.iter().position(|name| *name == end)?;
-        Some(claimed[index].0.clone())
+        Some(claimed[index].clone())
     };
     let more = 2..=assets.images.len();
     Ok(Delivered {
@@ -107,7 +119,8 @@ pub(crate) fn copy(store: &Store, out: &Path, assets: &Assets) -> Result<Deliver
     })
 }
 
-fn fill(store: &Store, asset: &Asset, path: &Path, file: &mut File) -> Result<(), Failure> {
+/// The content of `asset`, in a file in `out` that has no name yet.
+fn fetch(store: &Store, asset: &Asset, out: &Path) -> Result<NamedTempFile, Failure> {
     let elsewhere = |error: &dyn std::fmt::Display| {
         Failure::of(
             ErrorClass::OutputUnwritable,
@@ -118,20 +131,21 @@ fn fill(store: &Store, asset: &Asset, path: &Path, file: &mut File) -> Result<()
             asset.url
         ))
     };
-    match store.copy_blob(&asset.sha256, path, file) {
-        Err(error @ store::Error::Missing { .. }) => Err(elsewhere(&error)),
+    let failed = |error: io::Error| unwritable(out, &error);
+    let mut file = unnamed(out).map_err(failed)?;
+    match store.copy_blob(&asset.sha256, out, file.as_file_mut()) {
+        Err(error @ store::Error::Missing { .. }) => return Err(elsewhere(&error)),
         Err(store::Error::DiskFull { source, .. } | store::Error::Unwritable { source, .. }) => {
-            Err(unwritable(path, &source))
+            return Err(failed(source));
         }
-        copied => {
-            copied?;
-            file.sync_all().map_err(|error| unwritable(path, &error))
-        }
+        copied => copied?,
     }
+    file.as_file().sync_all().map_err(failed)?;
+    Ok(file)
 }
 
-/// Creates `stem.END` for every end, or `stem-2.END`, `stem-3.END`… when one of them exists.
-fn claim(out: &Path, stem: &str, ends: &[&str]) -> io::Result<Vec<(PathBuf, File)>> {
+/// Creates an empty `stem.END` for every end, or `stem-2.END`, `stem-3.END`… when one of them exists.
+fn claim(out: &Path, stem: &str, ends: &[&str]) -> io::Result<Vec<PathBuf>> {
     let mut number = 1_u32;
     loop {
         let stem = if number == 1 { stem.to_owned() } else { format!("{stem}-{number}") };
@@ -139,15 +153,15 @@ fn claim(out: &Path, stem: &str, ends: &[&str]) -> io::Result<Vec<(PathBuf, File
         let refused = ends.iter().find_map(|end| {
             let path = out.join(format!("{stem}.{end}"));
             match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Ok(file) => {
-                    claimed.push((path, file));
+                Ok(_) => {
+                    claimed.push(path);
                     None
                 }
                 Err(error) => Some(error),
             }
         });
         let Some(error) = refused else { return Ok(claimed) };
-        for (path, _) in &claimed {
+        for path in &claimed {
             let _ = fs::remove_file(path);
         }
         if error.kind() != io::ErrorKind::AlreadyExists {
@@ -205,10 +219,10 @@ mod tests {
     fn a_taken_name_moves_the_whole_set_on() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a.mp4"), "mine").unwrap();
-        let names = |claimed: Vec<(std::path::PathBuf, _)>| {
+        let names = |claimed: Vec<std::path::PathBuf>| {
             let name =
                 |path: &std::path::Path| path.file_name().unwrap().to_str().unwrap().to_owned();
-            claimed.iter().map(|(path, _)| name(path)).collect::<Vec<_>>()
+            claimed.iter().map(|path| name(path)).collect::<Vec<_>>()
         };
         assert_eq!(
             names(claim(folder.path(), "a", &["png", "mp4"]).unwrap()),
