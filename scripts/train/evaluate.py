@@ -104,16 +104,16 @@ class Program(Torch):
         return torch.stack(out)
 
 
-def prompts(language):
-    """One held-out wording for every thing."""
-    for thing, kind in enumerate(THINGS):
-        r = random.Random(f"{language} {thing}")
-        scene = draw_scene(("evaluation", language, thing))
-        colour = r.choice(kind.colours) if kind.colours else ""
-        scene = replace(scene, thing=thing, colour=colour, background=r.randrange(len(BACKGROUNDS)))
-        if BACKGROUNDS[scene.background].name == colour:
-            scene = replace(scene, background=0)
-        yield scene, held_out(scene, r, language)
+def prompt(language, thing, colour=""):
+    """A held-out wording for a thing, in `colour` or in one of its own."""
+    kind, key = THINGS[thing], (language, thing, *([colour] if colour else []))
+    r = random.Random(" ".join(map(str, key)))
+    scene = draw_scene(("evaluation", *key))
+    own = r.choice(kind.colours) if kind.colours else ""
+    scene = replace(scene, thing=thing, colour=colour or own, background=r.randrange(len(BACKGROUNDS)))
+    if BACKGROUNDS[scene.background].name == scene.colour:
+        scene = replace(scene, background=0)
+    return scene, held_out(scene, r, language)
 
 
 def mixed(pictures, count=64):
@@ -124,17 +124,21 @@ def mixed(pictures, count=64):
 def score_pictures(models, judge, scores, folder):
     shown = []
     for language in ("en", "zh"):
-        scenes, texts = zip(*prompts(language))
+        each = [prompt(language, thing) for thing in range(len(THINGS))]
+        # Few things have colours, so each is asked for in all of its own.
+        coloured = [prompt(language, thing, colour) for thing, kind in enumerate(THINGS) for colour in kind.colours]
+        scenes, texts = zip(*each, *coloured)
         pictures = models.pictures(texts, list(range(len(texts))))
-        shown.append(pictures)
+        shown.append(pictures[: len(each)])
         guesses = judge(pictures.to(DEVICE))
         thing, back, colour = ((g.argmax(1) == t).float() for g, t in zip(guesses, labels(scenes)))
-        coloured = labels(scenes)[2] > 0
-        missed = [THINGS[s.thing].en[0] for s, ok in zip(scenes, thing) if not ok]
+        rows = zip(scenes, texts, thing, back, colour)
+        missed = [text for s, text, t, b, c in rows if not (t and b and (c or not s.colour))]
         scores[f"pictures {language}"] = {
-            "thing": thing.mean().item(),
-            "background": back.mean().item(),
-            "colour": colour[coloured].mean().item(),
+            "thing": thing[: len(each)].mean().item(),
+            "background": back[: len(each)].mean().item(),
+            "colour": colour[len(each) :].mean().item(),
+            "of coloured things": len(coloured),
             "unclear": (guesses[0].argmax(1) == len(THINGS)).float().mean().item(),
             "missed": missed,
         }
