@@ -16,6 +16,7 @@ pub(crate) mod policy;
 mod progress;
 mod request;
 mod review;
+mod stage_thread;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use crate::render::Renderer;
 use activities::{DeviceActivities, EncodeActivities, LightActivities};
-use heartbeat::StageThread;
+use stage_thread::StageThread;
 use workflow::GenVideoWorkflow;
 
 /// Longest time between two heartbeats on the wire: what a cancel takes to reach a stage, and what a crash loses.

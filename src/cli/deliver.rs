@@ -100,9 +100,7 @@ pub(crate) fn copy(store: &Store, out: &Path, assets: &Assets) -> Result<Deliver
     let claimed = claim(&out, &stem, &ends).map_err(|error| unwritable(&out, &error))?;
     for (file, path) in files.into_iter().zip(&claimed) {
         if let Err(refused) = file.persist(path) {
-            for path in &claimed {
-                let _ = fs::remove_file(path);
-            }
+            unclaim(&claimed);
             return Err(unwritable(path, &refused.error));
         }
     }
@@ -161,13 +159,17 @@ fn claim(out: &Path, stem: &str, ends: &[&str]) -> io::Result<Vec<PathBuf>> {
             }
         });
         let Some(error) = refused else { return Ok(claimed) };
-        for path in &claimed {
-            let _ = fs::remove_file(path);
-        }
+        unclaim(&claimed);
         if error.kind() != io::ErrorKind::AlreadyExists {
             return Err(error);
         }
         number += 1;
+    }
+}
+
+fn unclaim(claimed: &[PathBuf]) {
+    for path in claimed {
+        let _ = fs::remove_file(path);
     }
 }
 

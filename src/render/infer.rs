@@ -66,50 +66,36 @@ pub(super) fn infer<R: Request>(
         TILED => "low",
         _ => WHOLE,
     });
-    for last_try in [false, true] {
+    let mut once = |permit: &mut Permit<'_>, memory: &str| -> Result<(R::Output, Work), Error> {
         let (started, mut request) = (Instant::now(), request.clone());
-        let memory = form.unwrap_or(if last_try { "low" } else { &settings.memory });
-        let ready = request.ready(&mut permit, settings, wanted, memory, hook);
-        let ready = ready.and_then(|ready| point("model_loaded").map(|()| ready));
-        let (model, ready) = match ready {
-            Err(error) if !last_try && is_out_of_memory(&error) => {
-                permit.unload();
-                continue;
-            }
-            ready => ready?,
-        };
+        let (model, ready) = request.ready(permit, settings, wanted, memory, hook)?;
+        point("model_loaded")?;
         let loaded = Instant::now();
         let run = match &mut attempt {
             Some(run) => run,
             None => {
                 let stage = (request.stage(), wanted.hashes.as_str());
-                match Attempt::new(settings, order, &ready.compute, stage) {
-                    Err(error) if !last_try && is_out_of_memory(&error) => {
-                        permit.unload();
-                        continue;
-                    }
-                    run => attempt.insert(run?),
-                }
+                attempt.insert(Attempt::new(settings, order, &ready.compute, stage)?)
             }
         };
         let decoding = request.decoding();
-        match run.go(&decoding, hook, |at, keep, hook| request.run(model, at, keep, hook)) {
-            Err(error) if !last_try && is_out_of_memory(&error) => permit.unload(),
-            result => {
-                let output = result?;
-                let times = BTreeMap::from([
-                    (format!("{}_load", R::NAME), seconds(loaded - started)),
-                    (R::NAME.to_owned(), seconds(loaded.elapsed())),
-                ]);
-                let stage = StageReceipt::new(&ready, wanted, run.trace());
-                let stage =
-                    settings.store.put_work(&order.job_key, &serde_json::to_vec(&stage)?)?;
-                let mut work = Work { receipt: Some(stage), ..ready.work(times) };
-                work.notes.extend(run.note());
-                work.notes.extend((last_try && form.is_none()).then(|| RAN_OUT.to_owned()));
-                return Ok((output, work));
-            }
-        }
+        let output =
+            run.go(&decoding, hook, |at, keep, hook| request.run(model, at, keep, hook))?;
+        let times = BTreeMap::from([
+            (format!("{}_load", R::NAME), seconds(loaded - started)),
+            (R::NAME.to_owned(), seconds(loaded.elapsed())),
+        ]);
+        let stage = StageReceipt::new(&ready, wanted, run.trace());
+        let stage = settings.store.put_work(&order.job_key, &serde_json::to_vec(&stage)?)?;
+        let mut work = Work { receipt: Some(stage), ..ready.work(times) };
+        work.notes.extend(run.note());
+        Ok((output, work))
+    };
+    match once(&mut permit, form.unwrap_or(&settings.memory)) {
+        Err(error) if is_out_of_memory(&error) => permit.unload(),
+        result => return result,
     }
-    unreachable!("the last try returns")
+    let (output, mut work) = once(&mut permit, form.unwrap_or("low"))?;
+    work.notes.extend(form.is_none().then(|| RAN_OUT.to_owned()));
+    Ok((output, work))
 }

@@ -41,7 +41,11 @@ impl Store {
         content: &Content<'_>,
         held: &Held,
     ) -> Result<(), Error> {
-        let there = self.has(key)?;
+        let there = match self.has(key) {
+            // The write says what is wrong with the place.
+            Err(Error::Unreadable { .. }) => false,
+            there => there?,
+        };
         if there && self.is_intact(key, blob, held)? {
             return Ok(());
         }

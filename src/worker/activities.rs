@@ -15,7 +15,8 @@ use temporalio_sdk::activities::{ActivityContext, ActivityError};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::fleet::{self, Peer};
-use super::heartbeat::{self, Lane, StageThread};
+use super::heartbeat::{self, Lane};
+use super::stage_thread::StageThread;
 use super::{failure, policy};
 use crate::job::ValidJob;
 use crate::job::class::ErrorClass;

@@ -6,9 +6,8 @@
 
 use std::future::Future;
 use std::ops::ControlFlow;
-use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +22,7 @@ use tokio::task::{JoinError, JoinHandle};
 use super::at_work::{Entry, Turn};
 use super::progress::Band;
 use super::request::Update;
+use super::stage_thread::StageThread;
 use super::{failure, policy, request};
 use crate::job::SIGNAL_PROGRESS;
 use crate::job::class::ErrorClass;
@@ -163,10 +163,7 @@ where
         })
     };
     let thread = thread.clone();
-    let mut job = tokio::task::spawn_blocking(move || {
-        let _after = GiveBack;
-        thread.run(stage)
-    });
+    let mut job = tokio::task::spawn_blocking(move || thread.run(stage));
     pulse.tick().await;
     let mut timer = tokio::time::interval(interval(ctx));
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -195,48 +192,6 @@ where
             }
             _ = timer.tick() => pulse.tick().await,
         }
-    }
-}
-
-/// A thread for stages, one after the other. What libraries keep for each thread, the GPU's handles and the buffers of
-/// matrix products, is there once, and there again for the next stage.
-#[derive(Clone)]
-pub(crate) struct StageThread(mpsc::Sender<Box<dyn FnOnce() + Send>>);
-
-impl StageThread {
-    /// Starts one, for as long as there is a handle.
-    pub(crate) fn start() -> std::io::Result<Self> {
-        let (sender, stages) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
-        let work = move || {
-            stages.into_iter().for_each(|stage| stage());
-            // Left to the end of the process: a driver that has failed may end it where a thread lets go of its handles.
-            loop {
-                std::thread::park();
-            }
-        };
-        std::thread::Builder::new().name("stage".to_owned()).spawn(work)?;
-        Ok(Self(sender))
-    }
-
-    /// Runs `stage` there; its panic is the caller's.
-    fn run<T: Send + 'static>(&self, stage: impl FnOnce() -> T + Send + 'static) -> T {
-        let (sender, done) = mpsc::channel();
-        let stage = move || {
-            // Nobody else sees what a panic leaves of it.
-            let _ = sender.send(panic::catch_unwind(AssertUnwindSafe(stage)));
-        };
-        self.0.send(Box::new(stage)).expect("it lives as long as this handle");
-        let done = done.recv().expect("every stage answers");
-        done.unwrap_or_else(|payload| panic::resume_unwind(payload))
-    }
-}
-
-/// Dropped after a stage: gives the memory that it has freed back to the system.
-struct GiveBack;
-
-impl Drop for GiveBack {
-    fn drop(&mut self) {
-        render::give_back_memory();
     }
 }
 

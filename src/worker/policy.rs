@@ -82,7 +82,7 @@ pub(crate) struct Place {
     pub(crate) patience: Option<Duration>,
 }
 
-/// Options of a stage that answers in seconds.
+/// Options of a stage that answers in seconds, when the store does: it outlives an outage.
 pub(crate) fn short(place: Place, token: WorkflowCancellationToken) -> ActivityOptions {
     ActivityOptions::with_start_to_close_timeout(Duration::from_secs(120))
         .task_queue(place.queue)
@@ -94,7 +94,7 @@ pub(crate) fn short(place: Place, token: WorkflowCancellationToken) -> ActivityO
         .build()
 }
 
-/// Options of the publication, which no cancel stops: short, but the job has all its files and outlives an outage.
+/// Options of the publication, which no cancel stops.
 pub(crate) fn publish(place: Place) -> ActivityOptions {
     short(place, WorkflowCancellationToken::new())
 }

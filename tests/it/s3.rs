@@ -191,8 +191,7 @@ fn an_address_that_is_none_is_refused() {
 fn the_doctor_asks_the_bucket() {
     for (bucket, code) in [(Bucket::new(), 0), (Bucket::at(free_port()), 1)] {
         let mut machine = Machine::new();
-        machine.settings.extend(bucket.variables.clone());
-        machine.settings.push(("GENVIDEO_STORE".to_owned(), bucket.address.clone()));
+        machine.settings.extend(bucket.settings());
         let answer = machine.run(&["doctor", "--json"]);
         assert_eq!(answer.code, Some(code), "{}{}", answer.stdout, answer.stderr);
         let verdict = if code == 0 { "ok" } else { "fail" };
@@ -219,8 +218,7 @@ fn an_outage_is_an_error_that_another_attempt_survives() {
 fn a_job_outlives_an_outage() {
     let (mut server, port) = bucket::start();
     let bucket = Bucket::at(port);
-    let mut settings = bucket.variables.clone();
-    settings.push(("GENVIDEO_STORE".to_owned(), bucket.address.clone()));
+    let settings = bucket.settings();
     let begin = || {
         server.kill().unwrap();
         server.wait().unwrap();
@@ -232,15 +230,13 @@ fn a_job_outlives_an_outage() {
 fn a_worker_that_starts_in_an_outage_waits_for_its_end() {
     let port = free_port();
     let bucket = Bucket::at(port);
-    let mut settings = bucket.variables.clone();
-    settings.push(("GENVIDEO_STORE".to_owned(), bucket.address.clone()));
+    let settings = bucket.settings();
     fleet::starts_in_an_outage(&settings, || drop(bucket::serve(port).unwrap()));
 }
 
 #[test]
 fn a_worker_goes_on_where_a_killed_one_was() {
     let bucket = Bucket::new();
-    let mut settings = bucket.variables.clone();
-    settings.push(("GENVIDEO_STORE".to_owned(), bucket.address.clone()));
+    let settings = bucket.settings();
     fleet::goes_on(&settings);
 }

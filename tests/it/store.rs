@@ -537,17 +537,17 @@ fn a_folder_that_cannot_be_written_is_named() {
         fs::write(store.root().join(name), b"").unwrap();
     }
     let a = job("a");
-    let error = store.temp_file(Some(&a), ".png").map(drop).unwrap_err();
-    assert!(matches!(error, Error::Unwritable { .. }), "{error}");
-    // All else is looked for before it is written.
     let errors = [
         store.put_blob(&a, b"x").map(drop).unwrap_err(),
         store.put_work(&a, b"x").map(drop).unwrap_err(),
-        store.publish(&a, b"{}", &[]).map(drop).unwrap_err(),
+        store.temp_file(Some(&a), ".png").map(drop).unwrap_err(),
     ];
     for error in errors {
-        assert!(matches!(error, Error::Unreadable { .. }), "{error}");
+        assert!(matches!(error, Error::Unwritable { .. }), "{error}");
     }
+    // A manifest is looked for before it is written.
+    let error = store.publish(&a, b"{}", &[]).unwrap_err();
+    assert!(matches!(error, Error::Unreadable { .. }), "{error}");
 }
 
 #[test]

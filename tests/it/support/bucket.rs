@@ -39,6 +39,13 @@ impl Bucket {
         Self { address, objects, variables: variables(&format!("http://127.0.0.1:{port}")) }
     }
 
+    /// What a process has in its environment to keep its store there.
+    pub(crate) fn settings(&self) -> Vec<(String, String)> {
+        let mut settings = self.variables.clone();
+        settings.push(("GENVIDEO_STORE".to_owned(), self.address.clone()));
+        settings
+    }
+
     /// The store in it, as another process has it.
     pub(crate) fn store(&self, scratch: &Path) -> Store {
         Store::open_bucket(&self.address, &self.variables, scratch).expect("a store in a bucket")
