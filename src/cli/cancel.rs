@@ -1,6 +1,7 @@
 //! `genvideo cancel`: stop one job, wherever it is, and wait until nothing of it is left.
 
-use std::time::Duration;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -14,8 +15,8 @@ use crate::job::progress::JobStatus;
 
 /// How long a worker may take to stop the job and clean up.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long to look for an end when no worker answers for the job.
-const UNATTENDED: Duration = Duration::from_secs(2);
+/// How long to look for an end before asking whether a worker answers for the job.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Flags of `cancel`.
 #[derive(clap::Args, Debug)]
@@ -64,23 +65,29 @@ async fn stop(session: &Session, args: &Args) -> Result<Option<JobStatus>, Failu
     if args.no_wait {
         return Ok(None);
     }
-    let attended = session.jobs.is_attended(id).await;
-    let patience = if attended { PATIENCE } else { UNATTENDED };
-    match tokio::time::timeout(patience, session.jobs.watch(id, &mut |_| ())).await {
-        Ok(outcome) => Ok(Some(match outcome? {
-            Outcome::Completed(_) => JobStatus::Completed,
-            Outcome::Failed { .. } => JobStatus::Failed,
-            Outcome::Cancelled(_) => JobStatus::Cancelled,
-        })),
-        Err(_) if !attended => {
-            output::note("no worker answers; the job ends as soon as one is there (`genvideo up`)");
-            Ok(None)
+    let end = Instant::now() + PATIENCE;
+    let mut ignore = |_| ();
+    let mut watched = pin!(session.jobs.watch(id, &mut ignore));
+    let mut unanswered = 0;
+    loop {
+        if let Ok(outcome) = tokio::time::timeout(LOOK, &mut watched).await {
+            return Ok(Some(match outcome? {
+                Outcome::Completed(_) => JobStatus::Completed,
+                Outcome::Failed { .. } => JobStatus::Failed,
+                Outcome::Cancelled(_) => JobStatus::Cancelled,
+            }));
         }
-        Err(_) => {
+        unanswered = if session.jobs.is_attended(id).await { 0 } else { unanswered + 1 };
+        // A worker that has much to do may miss one question.
+        if unanswered == 2 {
+            output::note("no worker answers; the job ends as soon as one is there (`genvideo up`)");
+            return Ok(None);
+        }
+        if Instant::now() >= end {
             let seconds = PATIENCE.as_secs();
             let message = format!("job `{id}` was asked to stop, but did not within {seconds} s");
-            Err(Failure::new(exit::FAILED, "NOT_STOPPED", message)
-                .hint("it may still end; `genvideo status` tells"))
+            return Err(Failure::new(exit::FAILED, "NOT_STOPPED", message)
+                .hint("it may still end; `genvideo status` tells"));
         }
     }
 }

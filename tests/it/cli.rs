@@ -447,8 +447,10 @@ impl Running {
     }
 }
 
-/// A job that takes long enough to be stopped: a minute of film is many runs of the model.
-const LONG: [&str; 6] = ["a red apple", "--size", "64x64", "--duration", "60", "--json"];
+/// A job that takes long enough to be stopped, and to be seen denoising on any machine: a minute of film is many runs of
+/// the model, and so many steps take longer than it is from one heartbeat to the next.
+const LONG: [&str; 8] =
+    ["a red apple", "--size", "64x64", "--duration", "60", "--steps", "100", "--json"];
 
 #[test]
 fn ctrl_c_cancels_the_job_and_nothing_of_it_is_left() {
