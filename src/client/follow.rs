@@ -178,16 +178,22 @@ fn merge(asked: Option<Progress>, described: &WorkflowExecutionDescription) -> P
         }
     }
     let attempt = u32::try_from(stage.attempt).unwrap_or(1);
-    if attempt <= 1 {
-        return progress;
-    }
-    progress.attempt = Some(attempt);
     let is_due = stage.state() == PendingActivityState::Scheduled;
-    if !is_due && beat.is_some_and(|beat| beat.is_at_work(attempt)) {
+    let at_work = beat.filter(|beat| !is_due && beat.is_at_work(attempt));
+    if attempt > 1 {
+        progress.attempt = Some(attempt);
+    }
+    if let Some(beat) = at_work {
         if progress.status == JobStatus::Retrying {
             progress.status = JobStatus::Running;
         }
-    } else {
+        // Signals come seldom: of the workflow's message only the title still holds.
+        if progress.status == JobStatus::Running
+            && let Some((title, _)) = progress.message.split_once(": ")
+        {
+            progress.message = format!("{title}: {}", beat.says());
+        }
+    } else if attempt > 1 {
         progress.status = JobStatus::Retrying;
         progress.detail = None;
         if let Some(last) = &stage.last_failure {

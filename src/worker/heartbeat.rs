@@ -105,6 +105,16 @@ impl Beat {
     pub(crate) fn is_at_work(&self, attempt: u32) -> bool {
         self.reported && !self.closed && self.attempt == attempt
     }
+
+    /// What the stage is at, in words; a message has its title before it.
+    pub(crate) fn says(&self) -> String {
+        let unit = if self.waiting { WAITING } else { spoken(&self.stage) };
+        if self.total > 0 {
+            format!("{unit} {}/{}", self.done, self.total)
+        } else {
+            unit.to_owned()
+        }
+    }
 }
 
 /// Where in the job a stage is; travels in its activity's argument.
@@ -473,14 +483,12 @@ impl Pulse<'_> {
                 ..Update::default()
             };
         }
-        let unit = if self.beat.waiting { WAITING } else { spoken(stage) };
-        let count = if *total > 0 { format!(" {done}/{total}") } else { String::new() };
         Update {
             ticket: Some(self.lane.ticket),
             step: Some(self.lane.step),
             status: Some(JobStatus::Running),
             percent: Some(*percent),
-            message: Some(format!("{}: {unit}{count}", self.lane.title)),
+            message: Some(format!("{}: {}", self.lane.title, self.beat.says())),
             preview_url: None,
             attempt: Some(*attempt),
             detail: Some(Detail { stage: stage.clone(), done: *done, total: *total }),
@@ -535,7 +543,7 @@ fn spoken(stage: &str) -> &str {
         "denoise" => "denoising",
         "decode" => "decoding",
         "interpolate" => "interpolating",
-        "encode" => "encoding",
+        "encode" => "frame",
         other => other,
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Lab, job};
 
-/// Percent rises and the end is exactly 100.
+/// Percent rises, what is said is what is done, and the end is exactly 100.
 fn assert_rising(seen: &[Progress]) {
     for pair in seen.windows(2) {
         assert!(pair[0].percent <= pair[1].percent, "percent fell: {pair:?}");
@@ -15,6 +15,10 @@ fn assert_rising(seen: &[Progress]) {
     assert_eq!(seen.last().map(|last| last.percent), Some(100.0));
     for progress in seen {
         assert_eq!(progress.error_message, None, "{progress:?}");
+        if let (JobStatus::Running, Some(at)) = (progress.status, &progress.detail) {
+            let count = format!(" {}/{}", at.done, at.total);
+            assert!(progress.message.ends_with(&count), "{progress:?}");
+        }
         assert_eq!(
             progress.asset_url.is_some(),
             progress.status == JobStatus::Completed,
