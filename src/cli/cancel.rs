@@ -70,16 +70,21 @@ async fn stop(session: &Session, args: &Args) -> Result<Option<JobStatus>, Failu
     let mut watched = pin!(session.jobs.watch(id, &mut ignore));
     let mut unanswered = 0;
     loop {
-        if let Ok(outcome) = tokio::time::timeout(LOOK, &mut watched).await {
-            return Ok(Some(match outcome? {
-                Outcome::Completed(_) => JobStatus::Completed,
-                Outcome::Failed { .. } => JobStatus::Failed,
-                Outcome::Cancelled(_) => JobStatus::Cancelled,
-            }));
-        }
-        unanswered = if session.jobs.is_attended(id).await { 0 } else { unanswered + 1 };
+        let attended = async {
+            tokio::time::sleep(LOOK).await;
+            session.jobs.is_attended(id).await
+        };
+        let attended = tokio::select! {
+            biased;
+            outcome = &mut watched => return Ok(Some(status_of(&outcome?))),
+            attended = attended => attended,
+        };
+        unanswered = if attended { 0 } else { unanswered + 1 };
         // A worker that has much to do may miss one question.
         if unanswered == 2 {
+            if let Some(outcome) = session.jobs.outcome(id).await? {
+                return Ok(Some(status_of(&outcome)));
+            }
             output::note("no worker answers; the job ends as soon as one is there (`genvideo up`)");
             return Ok(None);
         }
@@ -89,5 +94,13 @@ async fn stop(session: &Session, args: &Args) -> Result<Option<JobStatus>, Failu
             return Err(Failure::new(exit::FAILED, "NOT_STOPPED", message)
                 .hint("it may still end; `genvideo status` tells"));
         }
+    }
+}
+
+fn status_of(outcome: &Outcome) -> JobStatus {
+    match outcome {
+        Outcome::Completed(_) => JobStatus::Completed,
+        Outcome::Failed { .. } => JobStatus::Failed,
+        Outcome::Cancelled(_) => JobStatus::Cancelled,
     }
 }

@@ -172,10 +172,6 @@ fn merge(asked: Option<Progress>, described: &WorkflowExecutionDescription) -> P
     let beat = beat(stage);
     if let Some(beat) = &beat {
         progress.percent = progress.percent.max((beat.percent * 10.0).round() / 10.0);
-        if beat.total > 0 {
-            let Beat { stage, done, total, .. } = beat.clone();
-            progress.detail = Some(Detail { stage, done, total });
-        }
     }
     let attempt = u32::try_from(stage.attempt).unwrap_or(1);
     let is_due = stage.state() == PendingActivityState::Scheduled;
@@ -187,11 +183,11 @@ fn merge(asked: Option<Progress>, described: &WorkflowExecutionDescription) -> P
         if progress.status == JobStatus::Retrying {
             progress.status = JobStatus::Running;
         }
-        // Signals come seldom: of the workflow's message only the title still holds.
-        if progress.status == JobStatus::Running
-            && let Some((title, _)) = progress.message.split_once(": ")
-        {
-            progress.message = format!("{title}: {}", beat.says());
+        // The workflow knows it from signals, which come seldom.
+        if progress.status == JobStatus::Running && beat.total > 0 {
+            progress.message = beat.says();
+            let Beat { stage, done, total, .. } = beat;
+            progress.detail = Some(Detail { stage, done, total });
         }
     } else if attempt > 1 {
         progress.status = JobStatus::Retrying;

@@ -47,6 +47,9 @@ const SIGNAL_PERCENT: f64 = 8.0;
 /// Heartbeat details: how far the stage is, for watchers and for the next attempt.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Beat {
+    /// What the stage is called in the job's messages, for example `video, part 2 of 3`.
+    #[serde(default)]
+    pub title: String,
     /// Unit of work, as in [`Detail`].
     pub stage: String,
     /// Units done.
@@ -106,14 +109,12 @@ impl Beat {
         self.reported && !self.closed && self.attempt == attempt
     }
 
-    /// What the stage is at, in words; a message has its title before it.
+    /// The job's message while the stage is at work.
     pub(crate) fn says(&self) -> String {
-        let unit = if self.waiting { WAITING } else { spoken(&self.stage) };
-        if self.total > 0 {
-            format!("{unit} {}/{}", self.done, self.total)
-        } else {
-            unit.to_owned()
-        }
+        let Self { title, stage, done, total, .. } = self;
+        let unit = if self.waiting { WAITING } else { spoken(stage) };
+        let count = if *total > 0 { format!(" {done}/{total}") } else { String::new() };
+        format!("{title}: {unit}{count}")
     }
 }
 
@@ -141,7 +142,8 @@ where
     T: Send + 'static,
     W: FnOnce(&mut Hook<'_>) -> Result<T, render::Error> + Send + 'static,
 {
-    let first = Beat { host: host.map(str::to_owned), waiting: true, ..first_beat(ctx) };
+    let (title, host) = (lane.title.clone(), host.map(str::to_owned));
+    let first = Beat { title, host, waiting: true, ..first_beat(ctx) };
     if first.deaths >= policy::MAX_DEATHS {
         return Err(poison(first.deaths, first.cause.as_deref().unwrap_or(failure::DIED)));
     }
@@ -488,7 +490,7 @@ impl Pulse<'_> {
             step: Some(self.lane.step),
             status: Some(JobStatus::Running),
             percent: Some(*percent),
-            message: Some(format!("{}: {}", self.lane.title, self.beat.says())),
+            message: Some(self.beat.says()),
             preview_url: None,
             attempt: Some(*attempt),
             detail: Some(Detail { stage: stage.clone(), done: *done, total: *total }),
@@ -543,6 +545,7 @@ fn spoken(stage: &str) -> &str {
         "denoise" => "denoising",
         "decode" => "decoding",
         "interpolate" => "interpolating",
+        // Of a stage that is called encoding.
         "encode" => "frame",
         other => other,
     }

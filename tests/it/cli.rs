@@ -447,10 +447,9 @@ impl Running {
     }
 }
 
-/// A job that takes long enough to be stopped, and to be seen denoising on any machine: a minute of film is many runs of
-/// the model, and so many steps take longer than it is from one heartbeat to the next.
+/// A job that can be stopped while it denoises: six hundred steps take longer than some heartbeats on a fast machine too.
 const LONG: [&str; 8] =
-    ["a red apple", "--size", "64x64", "--duration", "60", "--steps", "100", "--json"];
+    ["a red apple", "--job", "image", "--steps", "150", "--batch", "4", "--json"];
 
 #[test]
 fn ctrl_c_cancels_the_job_and_nothing_of_it_is_left() {
