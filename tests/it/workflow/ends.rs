@@ -45,7 +45,7 @@ fn progress_signals(history: &[u8]) -> usize {
 /// Besides progress signals, and the three events of the task that each may cause, a history has few events.
 fn assert_short(history: &[u8]) {
     let (bytes, events, news) = (history.len(), events(history).len(), progress_signals(history));
-    assert!(bytes <= 60_000 + 3_000 * news, "{bytes} bytes, {news} news");
+    assert!(bytes <= 100_000, "{bytes} bytes, {news} news");
     assert!(events.saturating_sub(4 * news) <= 40, "{events} events, {news} of them news");
 }
 
