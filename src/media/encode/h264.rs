@@ -83,6 +83,9 @@ fn options(spec: &VideoSpec, name: &str) -> Dictionary<'static> {
         "libx264" => {
             options.set("preset", "medium");
             options.set("crf", &spec.crf.to_string());
+            // Without it the lookahead weighs blocks in vectors: rounded as each processor does, and with AVX-512
+            // reading past a row's end, so that the film depends on what the heap held before.
+            options.set("x264-params", "cpu-independent=1");
         }
         "h264_nvenc" => {
             options.set("preset", "p5");

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use genvideo::media::encode::{Choice, VideoWriter};
 use genvideo::media::{Error, FrameRate, VideoInfo, VideoSpec, label, probe};
@@ -234,6 +235,41 @@ fn the_same_frames_give_the_same_bytes() {
     for threads in [1, 3] {
         assert_eq!(write("a.mp4", threads), write("b.mp4", threads), "{threads} threads");
     }
+}
+
+/// Tells the children of [`no_byte_depends_on_what_the_heap_held`] where to leave their film.
+const FILM: &str = "MEDIA_TEST_FILM";
+
+#[test]
+fn a_film_of_something_textured_that_moves() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = std::env::var_os(FILM).map_or(folder.path().join("a.mp4"), Into::into);
+    let mut writer = VideoWriter::create(&path, &spec(144, 96, (12, 1))).unwrap();
+    for k in 0..12 {
+        let mut frame = square((144, 96), 0, 90, 2);
+        image::imageops::overlay(&mut frame, &noise(32, 32, 1), 4 * i64::from(k), 8);
+        writer.push(&frame).unwrap();
+    }
+    assert_eq!(finish(writer).unwrap().frames, 12);
+}
+
+/// An encoder that reads memory it never wrote gives other bytes when the heap is filled with other ones.
+#[cfg(target_os = "linux")]
+#[test]
+fn no_byte_depends_on_what_the_heap_held() {
+    let folder = tempfile::tempdir().unwrap();
+    let films = ["0", "85", "200"].map(|filling| {
+        let path = folder.path().join(filling);
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "media::encode::a_film_of_something_textured_that_moves"])
+            .envs([(FILM, path.as_os_str()), ("MALLOC_PERTURB_", filling.as_ref())])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status();
+        assert!(status.unwrap().success());
+        std::fs::read(path).unwrap()
+    });
+    assert!(films.iter().all(|film| film == &films[0]));
 }
 
 #[test]
