@@ -96,6 +96,7 @@ class Program(Torch):
             with tempfile.TemporaryDirectory() as folder:
                 subprocess.run(
                     [self.program, "render", "--job", "image", "--style", "none", "--size", "128x128", "--seed", str(seed),
+                     "--steps", str(t2i.STEPS), "--guidance", str(t2i.GUIDANCE),
                      "--image-model", OUT / "genvideo-tiny-t2i", "--out", folder, "--data-dir", f"{folder}/data", "--", text],
                     check=True, capture_output=True,
                 )

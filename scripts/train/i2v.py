@@ -1,27 +1,28 @@
 """Trains the image-to-video UNet (SVD's architecture) on the latents of drawn clips."""
 
 import math
-import random
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from diffusers import EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
 from torch import nn
 
 import encoder
-from dataset import Latents
+from clips import AUGMENT, Clips
 from motion import draw_clip
 from arithmetic import quick
-from settings import CELLS, CHANNELS, FRAMES, RUNS, SEED
-from trainer import DEVICE, PAINT, Run, command, half, sheet
+from settings import CELLS, CHANNELS, FRAMES, RUNS
+from trainer import DEVICE, Run, command, half, sheet
 from vision import WIDTH, pictures_of, trained_vision
 from vocabulary import THINGS
 
-SIGMA_MIN, SIGMA_MAX = 0.01, 30.0
-AUGMENT = 0.02  # noise in the input picture that the model is told of
-DROPPED = 0.08
-STEPS = 4  # more sharpen the grain of what moves, not its shape
+SIGMA_MIN, SIGMA_MAX = 0.15, 30.0
+LEAST = 0.01  # in training
+PATH = 3.0  # above it the noise hides everything but the told first frame
+STEPS = 6
+AWAY = 0.25  # what an error counts on the path where something moves
+FLICKER, SMALL = 2.0, 0.01  # weight of changes where nothing does, and the size under which they count less
+OWN = 0.5  # share of a batch that comes from the sampler's own path
 
 
 class ImageToVideo(nn.Module):
@@ -46,11 +47,11 @@ class ImageToVideo(nn.Module):
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
 
-    def forward(self, noisy, sigma, first, seen, wanted):
-        """v for `noisy` (already scaled), told the first frame's latents, its embedding, and (fps-1, motion, noise)."""
-        told = first.unsqueeze(1).expand(-1, noisy.shape[1], -1, -1, -1)
+    def forward(self, scaled, sigma, first, seen, wanted):
+        """v for `scaled` latents, told what a `Batch` says."""
+        told = first.unsqueeze(1).expand(-1, scaled.shape[1], -1, -1, -1)
         with half():
-            out = self.unet(torch.cat([noisy, told], 2), 0.25 * sigma.log(), seen.unsqueeze(1), wanted).sample
+            out = self.unet(torch.cat([scaled, told], 2), 0.25 * sigma.log(), seen.unsqueeze(1), wanted).sample
         return out.float()
 
 
@@ -76,8 +77,8 @@ def sample(model, vision, pictures, motions, rates, seed=0, steps=STEPS):
     """Latents [n, FRAMES, ...] of clips that begin with these pictures, without guidance."""
     plan, r, pictures = scheduler(), torch.Generator().manual_seed(seed), pictures.cpu()
     plan.set_timesteps(steps)
-    noisy = pictures + AUGMENT * torch.randn(pictures.shape, generator=r)
-    first = torch.from_numpy(encoder.encode(noisy.permute(0, 2, 3, 1).numpy())).to(DEVICE)
+    spoilt = pictures + AUGMENT * torch.randn(pictures.shape, generator=r)
+    first = torch.from_numpy(encoder.encode(spoilt.permute(0, 2, 3, 1).numpy())).to(DEVICE)
     seen = vision(pictures.to(DEVICE))
     wanted = torch.tensor([[fps - 1.0, motion, AUGMENT] for motion, fps in zip(motions, rates)], device=DEVICE)
     x = torch.randn(len(pictures), FRAMES, *first.shape[1:], generator=r).to(DEVICE) * plan.init_noise_sigma
@@ -88,10 +89,63 @@ def sample(model, vision, pictures, motions, rates, seed=0, steps=STEPS):
 
 
 def draw_sigmas(count):
-    """Most where grain and edges are decided, some over the whole range."""
-    centre = (torch.randn(count, device=DEVICE) * 1.5 - 0.4).exp()
-    anywhere = math.log(SIGMA_MIN) + torch.rand(count, device=DEVICE) * math.log(SIGMA_MAX / SIGMA_MIN)
-    return torch.where(torch.rand(count, device=DEVICE) < 0.2, anywhere.exp(), centre).clamp(SIGMA_MIN, SIGMA_MAX)
+    """Half where the path of what moves is decided, half where grain and edges are."""
+    path = math.log(PATH) + torch.rand(count, device=DEVICE) * math.log(SIGMA_MAX / PATH)
+    grain = torch.randn(count, device=DEVICE) * 1.5 - 0.4
+    return torch.where(torch.rand(count, device=DEVICE) < 0.45, path, grain).exp().clamp(LEAST, SIGMA_MAX)
+
+
+def wide(values):
+    return values.view(-1, 1, 1, 1, 1)
+
+
+def noisy(z, sigma):
+    return z + wide(sigma) * torch.randn_like(z)
+
+
+def cleaned(model, x, sigma, batch):
+    """What the model makes of `x`, were it all of the noise taken away at once."""
+    s = wide(sigma)
+    v = model(x / (s**2 + 1).sqrt(), sigma, batch.first, batch.seen, batch.wanted)
+    return x / (s**2 + 1) - v * s / (s**2 + 1).sqrt()
+
+
+def still_cells(z):
+    """Where nothing ever changes: [n, 1, 1, h, w]."""
+    return (z - z[:, :1]).abs().amax((1, 2), keepdim=True) < 1e-3
+
+
+class Path:
+    """Clips on their way through the sampler, each at a step of its own, with the errors of all its steps before.
+
+    Noise on true latents never shows the model what its own first steps get wrong, so the last ones would not mend it.
+    """
+
+    def __init__(self, batch):
+        plan, count = scheduler(), len(batch.z)
+        plan.set_timesteps(STEPS)
+        self.sigmas, self.batch = plan.sigmas.to(DEVICE), batch
+        self.place = torch.arange(count, device=DEVICE) % STEPS
+        self.turnover = -(-count // STEPS)  # of these end with every step
+        self.successor = torch.arange(count, device=DEVICE) // STEPS
+        self.x = noisy(batch.z, self.sigma)
+
+    @property
+    def sigma(self):
+        return self.sigmas[self.place]
+
+    def advance(self, clean, fresh):
+        """An Euler step to what was made of `x`; where that was the last one, one of `fresh` (`turnover` clips) begins.
+
+        In place, since a CUDA graph reads where it has read before.
+        """
+        here, there = wide(self.sigma), wide(self.sigmas[self.place + 1])
+        self.x.copy_(clean + there / here * (self.x - clean))
+        self.place.copy_((self.place + 1) % STEPS)
+        begun = (self.sigmas[0] ** 2 + 1).sqrt() * torch.randn_like(self.x)
+        for own, other in ((self.x, begun), *((own, new[self.successor]) for own, new in zip(self.batch.parts(), fresh.parts()))):
+            ended = (self.place == 0).view(-1, *(1,) * (own.dim() - 1))
+            own.copy_(torch.where(ended, other, own))
 
 
 def look_at():
@@ -109,43 +163,30 @@ def train(plan):
     run = Run("i2v", model, plan, lr=1e-3)
     if not run.resume():
         run.log(f"UNet: {sum(p.numel() for p in model.unet.parameters()) / 1e6:.2f} M parameters")
-    if PAINT:
-        from painter import Painter
-
-        painter = Painter()
-    else:
-        data = Latents("clips")
+    clips, own = Clips("i2v", vision), int(plan.batch * OWN)
+    free = plan.batch - own
+    path = Path(clips.batch(own, "path"))
+    on_path = torch.arange(plan.batch, device=DEVICE) >= free
 
     def look():
         if (RUNS / "vae" / "state.pt").exists():
             from vae import trained_decoder
 
-            clips = sample(model, vision, *look_at())
-            sheet(trained_decoder()(clips.flatten(0, 1)), FRAMES, run.folder / "sheet.png")
-
-    def drawn():
-        """Latents of clips, their first pictures, and (fps-1, motion, noise)."""
-        if PAINT:
-            frames, motion, fps = painter.clips(plan.batch)
-            return painter.encode(frames), frames[:, 0], torch.stack((fps - 1, motion, torch.full_like(fps, AUGMENT)), 1)
-        r = random.Random(SEED * 13 + run.steps)
-        numbers = [r.randrange(len(data)) for _ in range(plan.batch)]
-        clips = [draw_clip((i,)) for i in numbers]
-        wanted = torch.tensor([[c.fps - 1.0, c.motion, AUGMENT] for c in clips])
-        return data.take(numbers), pictures_of([c.scene for c in clips]), wanted
+            made = sample(model, vision, *look_at())
+            sheet(trained_decoder()(made.flatten(0, 1)), FRAMES, run.folder / "sheet.png")
 
     def compute():
-        z, pictures, wanted = drawn()
-        told = (torch.rand(plan.batch, device=DEVICE) >= DROPPED).float()
-        # Besides the noise told of, a little in the latents: a generated picture is never as clean as a drawn one.
-        spoilt = AUGMENT + 0.1 * torch.rand(plan.batch, 1, 1, 1, device=DEVICE).square()
-        first = (z[:, 0] + spoilt * torch.randn_like(z[:, 0])) * told.view(-1, 1, 1, 1)
-        seen = vision(pictures) * told.view(-1, 1)
-        sigma = draw_sigmas(plan.batch)
-        s = sigma.view(-1, 1, 1, 1, 1)
-        noisy = z + s * torch.randn_like(z)
-        target = (noisy / (s**2 + 1) - z) * (s**2 + 1).sqrt() / s
-        return {"loss": F.mse_loss(model(noisy / (s**2 + 1).sqrt(), sigma, first, seen, wanted), target)}
+        drawn, fresh = clips.batch(free + path.turnover, run.steps).split(free)
+        batch, sigma = drawn.joined(path.batch), torch.cat((draw_sigmas(free), path.sigma))
+        x = torch.cat((noisy(drawn.z, sigma[:free]), path.x))
+        clean = cleaned(model, x, sigma, batch)
+        path.advance(clean[free:].detach(), fresh)
+        error, still = (clean - batch.z).square(), still_cells(batch.z)
+        # On the path what moves has gone its own way, and being drawn back to the true one would only blur it.
+        counted = torch.where(wide(on_path) & ~still, AWAY, 1.0)
+        square = (error * counted).mean((1, 2, 3, 4)) * (sigma**2 + 1) / (sigma**2 + on_path)
+        flicker = (clean.diff(dim=1) * still).square().add(SMALL**2).sqrt().mean() - SMALL
+        return {"loss": square.mean() + FLICKER * flicker, "flicker": flicker, "own": error[free:].mean()}
 
     run.follow(compute, look)
 

@@ -8,6 +8,7 @@ from draw import Scene, background, draw_scene, place, sprite, to_bytes
 from settings import FRAMES, rng
 from vocabulary import THINGS
 
+REACH = 0.55  # of `pose` at full motion: further, and a small model leaves patches behind what moves
 CYCLES = 0.6  # per second at full motion; at 4 frames a second a cycle still has over six frames
 SLOWEST, FASTEST = 4, 24  # frames per second
 
@@ -51,11 +52,12 @@ def pose(kind, phase, reach):
 def frames(clip, count=FRAMES):
     """The clip, uint8 [count, SIDE, SIDE, 3]."""
     scene, drive = clip.scene, np.sqrt(clip.motion / 255)
+    reach = REACH * drive
     back, image = background(scene), sprite(scene.thing, scene.colour)
     out = []
     for k in range(count):
         phase = 2 * np.pi * CYCLES * drive * k / clip.fps
-        dx, dy, tilt, stretch = pose(THINGS[scene.thing].kind, phase, drive)
+        dx, dy, tilt, stretch = pose(THINGS[scene.thing].kind, phase, reach)
         moved = place(back, image, scene.x + dx, scene.y + dy, scene.size, scene.tilt + tilt, stretch)
         out.append(to_bytes(moved))
     return np.stack(out)

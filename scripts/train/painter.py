@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import encoder
 from bank import BANK, BLURS, LOOKS
 from draw import PLAIN_WEIGHTS
-from motion import CYCLES, FASTEST, SLOWEST
+from motion import CYCLES, FASTEST, REACH, SLOWEST
 from settings import CELLS, CHANNELS, FRAMES, PATCH, SIDE
 from trainer import DEVICE
 from vocabulary import BACKGROUNDS, COLOUR_NAMES, SCENES, THINGS
@@ -142,9 +142,9 @@ class Painter:
         scenes = self.scenes(count)
         motion = torch.randint(1, 256, (count,), device=DEVICE).float()
         fps = between(math.log(SLOWEST), math.log(FASTEST), count).exp().round()
-        reach = (motion / 255).sqrt().unsqueeze(1)
-        phase = 2 * math.pi * CYCLES * reach * torch.arange(FRAMES, device=DEVICE) / fps.unsqueeze(1)
-        dx, dy, tilt, wide, high = (v.gather(0, self.kind[scenes.thing].view(1, -1, 1).expand(1, -1, FRAMES))[0] for v in poses(phase, reach))
+        drive = (motion / 255).sqrt().unsqueeze(1)
+        phase = 2 * math.pi * CYCLES * drive * torch.arange(FRAMES, device=DEVICE) / fps.unsqueeze(1)
+        dx, dy, tilt, wide, high = (v.gather(0, self.kind[scenes.thing].view(1, -1, 1).expand(1, -1, FRAMES))[0] for v in poses(phase, REACH * drive))
         x, y = scenes.x.unsqueeze(1) + dx, scenes.y.unsqueeze(1) + dy
         size = scenes.size.unsqueeze(1).expand_as(x)
         frames = self.place(self.behind(scenes), self.shapes(scenes), x, y, size, scenes.tilt.unsqueeze(1) + tilt, wide, high)

@@ -1,10 +1,8 @@
 """Teaches the video decoder's temporal layers to hold still what is still.
 
-The picture decoder stays as it is. Temporal branches at 16x16 and 32x32 learn, from latents with noise that differs
-from frame to frame, to give the features of the clean ones; above that the layers are left as identities.
+The picture decoder stays as it is. Temporal branches at 16x16 and 32x32 learn, from the clips that the video model
+makes, to give the features of the true ones where nothing moves; above that the layers are left as identities.
 """
-
-import random
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +10,12 @@ from diffusers.models.resnet import TemporalResnetBlock
 from torch import nn
 
 from arithmetic import quick
-from dataset import Latents
-from settings import FRAMES, SEED
-from trainer import DEVICE, PAINT, Run, command, half, load_mean
+from clips import Clips
+from i2v import STEPS, ImageToVideo, Path, cleaned, still_cells
+from settings import FRAMES
+from trainer import DEVICE, Run, command, half, load_mean
 from vae import NOISE, trained_decoder
+from vision import trained_vision
 
 SHARE = 0.5  # of the branch in the blend: the sigmoid of the mix factor 0
 PLACES = ("mid_block.resnets.0", "up_blocks.0.resnets.0", "up_blocks.0.resnets.1", "up_blocks.1.resnets.0", "up_blocks.1.resnets.1")
@@ -56,36 +56,50 @@ def features(decoder, z, branches=None, frames=1):
     return x
 
 
+class Maker:
+    """Clips that the video model makes, each beside the true one."""
+
+    def __init__(self, count):
+        self.model, self.clips = ImageToVideo(), Clips("temporal", trained_vision())
+        load_mean("i2v", self.model)
+        self.model.to(DEVICE)
+        self.count = count
+        self.path = Path(self.clips.batch(count * STEPS, "path", dropped=0.0))
+
+    @torch.no_grad()
+    def pair(self, step):
+        """Latents [count, FRAMES, ...], made and true."""
+        path = self.path
+        clean = cleaned(self.model, path.x, path.sigma, path.batch)
+        ended = path.place.argsort()[-self.count :]
+        made, true = clean[ended], path.batch.z[ended]
+        path.advance(clean, self.clips.batch(self.count, step, dropped=0.0))
+        return made, true
+
+
 def train(plan):
     torch.manual_seed(5)
     decoder = trained_decoder().requires_grad_(False)
     model = TemporalBranches(decoder)
     run = Run("temporal", model, plan, lr=1e-3, decay=0.995)
     run.resume()
-    if PAINT:
-        from painter import Painter
-
-        painter = Painter()
-    else:
-        data = Latents("clips")
-
-    def clips(count):
-        if PAINT:
-            return painter.encode(painter.clips(count)[0])
-        r = random.Random(SEED * 17 + run.steps)
-        return data.take([r.randrange(len(data)) for _ in range(count)])
-
-    scale = features(decoder, clips(2).flatten(0, 1)).std()
+    maker = Maker(plan.batch)
+    scale = features(decoder, maker.pair("scale")[1].flatten(0, 1)).std()
 
     def compute():
-        z = clips(plan.batch)
-        strength = NOISE * torch.rand(plan.batch, 1, 1, 1, 1, device=DEVICE)
-        noisy = z + strength * (torch.randn_like(z) + torch.randn(plan.batch, FRAMES, z.shape[2], 1, 1, device=DEVICE) * 0.2)
+        made, true = maker.pair(run.steps)
+        noise = NOISE * torch.rand(plan.batch, 1, 1, 1, 1, device=DEVICE).square() * torch.randn_like(made)
+        z = (made + noise).flatten(0, 1)
         with half():
-            wanted = features(decoder, z.flatten(0, 1)).float()
-            plain = features(decoder, noisy.flatten(0, 1)).float()
-            got = features(decoder, noisy.flatten(0, 1), model, FRAMES).float()
-        return {"loss": F.mse_loss(got, wanted) / scale**2, "without": F.mse_loss(plain, wanted) / scale**2}
+            right = features(decoder, true.flatten(0, 1)).float()
+            plain = features(decoder, z).float()
+            got = features(decoder, z, model, FRAMES).float()
+        still = F.interpolate(still_cells(true)[:, 0].float(), got.shape[2:])[:, None]
+        # What moves stays as it was made: drawn to where it should be, it would only blur.
+        right, plain, got = (x.unflatten(0, (-1, FRAMES)) / scale for x in (right, plain, got))
+        error = got - torch.where(still > 0, right, plain)
+        changes = (error.diff(dim=1) * still).square().mean()
+        return {"loss": error.square().mean() + 8 * changes, "changes": changes, "without": ((plain - right).diff(dim=1) * still).square().mean()}
 
     run.follow(compute)
 
@@ -97,4 +111,4 @@ def trained_branches(decoder):
 
 
 if __name__ == "__main__":
-    command(train, __doc__, samples=24_000, batch=4, gpu_batch=32)
+    command(train, __doc__, samples=8_000, batch=4, gpu_batch=32)

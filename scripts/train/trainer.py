@@ -38,7 +38,7 @@ def has_bf16_units():
         return True
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:
-            return "amx_bf16" in file.read()
+            return any(flag in ("amx_bf16", "avx512_bf16") for flag in file.read().split())
     except OSError:
         return False
 
