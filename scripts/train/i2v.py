@@ -18,7 +18,7 @@ from vocabulary import THINGS
 
 SIGMA_MIN, SIGMA_MAX = 0.15, 30.0
 LEAST = 0.01  # in training
-PATH = 3.0  # above it the noise hides everything but the told first frame
+COURSE = 3.0  # above it the noise hides everything but the told first frame
 STEPS = 6
 AWAY = 0.25  # what an error counts on the path where something moves
 FLICKER, SMALL = 2.0, 0.01  # weight of changes where nothing does, and the size under which they count less
@@ -89,10 +89,10 @@ def sample(model, vision, pictures, motions, rates, seed=0, steps=STEPS):
 
 
 def draw_sigmas(count):
-    """Half where the path of what moves is decided, half where grain and edges are."""
-    path = math.log(PATH) + torch.rand(count, device=DEVICE) * math.log(SIGMA_MAX / PATH)
+    """Half or so where the course of what moves is decided, half where grain and edges are."""
+    course = math.log(COURSE) + torch.rand(count, device=DEVICE) * math.log(SIGMA_MAX / COURSE)
     grain = torch.randn(count, device=DEVICE) * 1.5 - 0.4
-    return torch.where(torch.rand(count, device=DEVICE) < 0.45, path, grain).exp().clamp(LEAST, SIGMA_MAX)
+    return torch.where(torch.rand(count, device=DEVICE) < 0.45, course, grain).exp().clamp(LEAST, SIGMA_MAX)
 
 
 def wide(values):
@@ -116,7 +116,8 @@ def still_cells(z):
 
 
 class Path:
-    """Clips on their way through the sampler, each at a step of its own, with the errors of all its steps before.
+    """Clips on their way through the sampler, each at a step of its own, with the errors of all its steps before
+    (the first ones begin with noise on true latents, and so do all of them when a run is taken up again).
 
     Noise on true latents never shows the model what its own first steps get wrong, so the last ones would not mend it.
     """
@@ -163,7 +164,7 @@ def train(plan):
     run = Run("i2v", model, plan, lr=1e-3)
     if not run.resume():
         run.log(f"UNet: {sum(p.numel() for p in model.unet.parameters()) / 1e6:.2f} M parameters")
-    clips, own = Clips("i2v", vision), int(plan.batch * OWN)
+    clips, own = Clips("i2v", vision), max(1, int(plan.batch * OWN))
     free = plan.batch - own
     path = Path(clips.batch(own, "path"))
     on_path = torch.arange(plan.batch, device=DEVICE) >= free

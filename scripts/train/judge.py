@@ -137,4 +137,4 @@ def trained_judge():
 
 
 if __name__ == "__main__":
-    command(train, __doc__, samples=60_000, batch=64, gpu_batch=256)
+    command(train, __doc__, samples=130_000, batch=64, gpu_batch=256)

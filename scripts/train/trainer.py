@@ -2,7 +2,8 @@
 
 A run lives in `RUNS/<name>`: `state.pt` (replaced atomically, so a kill at any moment costs minutes at most),
 `log.txt`, and pictures of what the running mean can do. On a CPU the random numbers of a step follow from its number, so
-an interrupted run goes on as if nothing had happened. On a GPU a whole step is one CUDA graph where that can be had.
+an interrupted run goes on as if nothing had happened (but for what a stage keeps besides, such as clips on the
+sampler's path). On a GPU a whole step is one CUDA graph where that can be had.
 """
 
 import argparse

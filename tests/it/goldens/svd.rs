@@ -410,7 +410,7 @@ fn the_default_model_moves_a_picture() {
             frames,
             width: size,
             height: size,
-            steps: 4,
+            steps: 6,
             fps: 7,
             motion,
             noise_aug: 0.02,

@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use genvideo::media::encode::{Choice, VideoWriter};
 use genvideo::media::{Error, FrameRate, VideoInfo, VideoSpec, label, probe};
@@ -260,11 +259,11 @@ fn no_byte_depends_on_what_the_heap_held() {
     let folder = tempfile::tempdir().unwrap();
     let films = ["0", "85", "200"].map(|filling| {
         let path = folder.path().join(filling);
-        let status = Command::new(std::env::current_exe().unwrap())
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "media::encode::a_film_of_something_textured_that_moves"])
             .envs([(FILM, path.as_os_str()), ("MALLOC_PERTURB_", filling.as_ref())])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
             .status();
         assert!(status.unwrap().success());
         std::fs::read(path).unwrap()
