@@ -156,6 +156,11 @@ async fn a_shutdown_hands_the_stage_to_the_next_worker() {
     // A first attempt on a fast machine may be over before it is worth a signal; a second one says so at once.
     let history = lab.jobs.history_json(&id).await.expect("a history");
     assert!(progress_signals(&history) > 0, "it reports");
+    let started = |event: &Value| {
+        event["attributes"]["ActivityTaskStartedEventAttributes"]["attempt"].as_u64()
+    };
+    let last = events(&history).iter().filter_map(started).max();
+    assert!(last >= Some(attempt.into()), "attempt {attempt} was the one that ended: {last:?}");
     lab.stop().await;
 }
 
