@@ -19,6 +19,11 @@ fn long_image() -> Value {
     job("IMAGE", json!({"steps": 150, "batch": 8}))
 }
 
+/// A video of several parts, each of so many steps that it is not over before a pause arrives.
+fn film() -> Value {
+    job("VIDEO", json!({"duration": 7.0, "fps": 8.0, "steps": 30}))
+}
+
 /// Pauses a job once it is at `at` and lets another one use the device; how it looks while it is paused, and how far it
 /// was before.
 async fn pause_at(lab: &Lab, id: &str, at: &str) -> (Progress, u64) {
@@ -76,15 +81,14 @@ async fn a_resumed_job_goes_on_where_it_was_and_makes_the_same_bytes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_in_a_chain_makes_no_finished_part_again() {
     let mut lab = Lab::working("paused-chain").await;
-    let film = job("VIDEO", json!({"duration": 7.0, "fps": 8.0}));
-    let id = lab.submit(&film).await;
+    let id = lab.submit(&film()).await;
     lab.reach(&id, "the second part", |progress| progress.message.contains("part 2 of")).await;
     lab.jobs.pause(&id).await.expect("taken");
     lab.reach(&id, "the pause", is_paused).await;
     lab.jobs.resume(&id).await.expect("taken");
     let result = lab.result(&id).await;
     let history = lab.jobs.history_json(&id).await.expect("a history");
-    let plain = lab.submit(&film).await;
+    let plain = lab.submit(&film()).await;
     let same = lab.result(&plain).await;
     let undisturbed = lab.jobs.history_json(&plain).await.expect("a history");
     let parts = |history| count(history, r#""name":"gen_video""#);
@@ -149,7 +153,7 @@ async fn a_paused_job_can_be_cancelled_and_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_paused_at_its_video_can_be_cancelled_and_leaves_nothing() {
     let mut lab = Lab::working("paused-video-cancelled").await;
-    let id = lab.submit(&job("VIDEO", json!({"duration": 7.0, "fps": 8.0}))).await;
+    let id = lab.submit(&film()).await;
     lab.reach(&id, "the video", |progress| progress.step == Step::Video).await;
     lab.jobs.pause(&id).await.expect("taken");
     lab.reach(&id, "the pause", is_paused).await;
