@@ -24,8 +24,12 @@ class Batch:
     seen: torch.Tensor
     wanted: torch.Tensor
 
+    @property
+    def told(self):
+        return self.first, self.seen, self.wanted
+
     def parts(self):
-        return self.z, self.first, self.seen, self.wanted
+        return self.z, *self.told
 
     def joined(self, other):
         return Batch(*(torch.cat(pair) for pair in zip(self.parts(), other.parts())))

@@ -19,9 +19,10 @@ from vocabulary import THINGS
 SIGMA_MIN, SIGMA_MAX = 0.15, 30.0
 LEAST = 0.01  # in training
 COURSE = 3.0  # above it the noise hides everything but the told first frame
-STEPS = 6
+STEPS, GUIDANCE = 3, 1.15  # where a thing will be follows from the first frame, so further steps only break its edges
 AWAY = 0.25  # what an error counts on the path where something moves
-FLICKER, SMALL = 2.0, 0.01  # weight of changes where nothing does, and the size under which they count less
+FLICKER = 6.0  # weight of changes where nothing does, without noise
+HIDDEN = 0.5  # the noise at which they count half as much
 OWN = 0.5  # share of a batch that comes from the sampler's own path
 
 
@@ -54,6 +55,11 @@ class ImageToVideo(nn.Module):
             out = self.unet(torch.cat([scaled, told], 2), 0.25 * sigma.log(), seen.unsqueeze(1), wanted).sample
         return out.float()
 
+    def guided(self, scaled, sigma, first, seen, wanted):
+        """The same, further away from what it would be without a picture."""
+        told, untold = (self(scaled, sigma, known * first, known * seen, wanted) for known in (1, 0))
+        return untold + GUIDANCE * (told - untold)
+
 
 def scheduler():
     # SVD's own, but for sigma_max: with the first frame told, 700 is spent on noise that decides nothing.
@@ -72,22 +78,6 @@ def scheduler():
     )
 
 
-@torch.no_grad()
-def sample(model, vision, pictures, motions, rates, seed=0, steps=STEPS):
-    """Latents [n, FRAMES, ...] of clips that begin with these pictures, without guidance."""
-    plan, r, pictures = scheduler(), torch.Generator().manual_seed(seed), pictures.cpu()
-    plan.set_timesteps(steps)
-    spoilt = pictures + AUGMENT * torch.randn(pictures.shape, generator=r)
-    first = torch.from_numpy(encoder.encode(spoilt.permute(0, 2, 3, 1).numpy())).to(DEVICE)
-    seen = vision(pictures.to(DEVICE))
-    wanted = torch.tensor([[fps - 1.0, motion, AUGMENT] for motion, fps in zip(motions, rates)], device=DEVICE)
-    x = torch.randn(len(pictures), FRAMES, *first.shape[1:], generator=r).to(DEVICE) * plan.init_noise_sigma
-    for t, sigma in zip(plan.timesteps, plan.sigmas):
-        v = model(plan.scale_model_input(x, t), sigma.to(DEVICE).expand(len(x)), first, seen, wanted)
-        x = plan.step(v, t, x).prev_sample
-    return x
-
-
 def draw_sigmas(count):
     """Half or so where the course of what moves is decided, half where grain and edges are."""
     course = math.log(COURSE) + torch.rand(count, device=DEVICE) * math.log(SIGMA_MAX / COURSE)
@@ -103,11 +93,40 @@ def noisy(z, sigma):
     return z + wide(sigma) * torch.randn_like(z)
 
 
-def cleaned(model, x, sigma, batch):
-    """What the model makes of `x`, were it all of the noise taken away at once."""
+def cleaned(predict, x, sigma, told):
+    """`x` without its noise, were it all taken away at once as the model or its `guided` predicts."""
     s = wide(sigma)
-    v = model(x / (s**2 + 1).sqrt(), sigma, batch.first, batch.seen, batch.wanted)
+    v = predict(x / (s**2 + 1).sqrt(), sigma, *told)
     return x / (s**2 + 1) - v * s / (s**2 + 1).sqrt()
+
+
+def sampler_sigmas():
+    """From the largest to 0."""
+    plan = scheduler()
+    plan.set_timesteps(STEPS)
+    return plan.sigmas.to(DEVICE)
+
+
+@torch.no_grad()
+def sampled(model, told, noise):
+    """Latents of clips as the model is told, by Euler steps from this unit noise."""
+    sigmas = sampler_sigmas()
+    x = noise * (sigmas[0] ** 2 + 1).sqrt()
+    for here, there in zip(sigmas, sigmas[1:]):
+        clean = cleaned(model.guided, x, here.expand(len(x)), told)
+        x = clean + there / here * (x - clean)
+    return x
+
+
+@torch.no_grad()
+def sample(model, vision, pictures, motions, rates, seed=0):
+    """Latents [n, FRAMES, ...] of clips that begin with these pictures."""
+    r, pictures = torch.Generator().manual_seed(seed), pictures.cpu()
+    spoilt = pictures + AUGMENT * torch.randn(pictures.shape, generator=r)
+    first = torch.from_numpy(encoder.encode(spoilt.permute(0, 2, 3, 1).numpy())).to(DEVICE)
+    noise = torch.randn(len(pictures), FRAMES, *first.shape[1:], generator=r).to(DEVICE)
+    wanted = torch.tensor([[fps - 1.0, motion, AUGMENT] for motion, fps in zip(motions, rates)], device=DEVICE)
+    return sampled(model, (first, vision(pictures.to(DEVICE)), wanted), noise)
 
 
 def still_cells(z):
@@ -115,17 +134,22 @@ def still_cells(z):
     return (z - z[:, :1]).abs().amax((1, 2), keepdim=True) < 1e-3
 
 
+def size(x, small=0.01):
+    """Absolute values, but smooth under `small`."""
+    return (x.square() + small**2).sqrt() - small
+
+
 class Path:
     """Clips on their way through the sampler, each at a step of its own, with the errors of all its steps before
-    (the first ones begin with noise on true latents, and so do all of them when a run is taken up again).
+    (the first ones begin with noise on true latents, and so do all of them when a run is taken up again). Without guidance,
+    which would cost another pass.
 
     Noise on true latents never shows the model what its own first steps get wrong, so the last ones would not mend it.
     """
 
     def __init__(self, batch):
-        plan, count = scheduler(), len(batch.z)
-        plan.set_timesteps(STEPS)
-        self.sigmas, self.batch = plan.sigmas.to(DEVICE), batch
+        count = len(batch.z)
+        self.sigmas, self.batch = sampler_sigmas(), batch
         self.place = torch.arange(count, device=DEVICE) % STEPS
         self.turnover = -(-count // STEPS)  # of these end with every step
         self.successor = torch.arange(count, device=DEVICE) // STEPS
@@ -161,7 +185,7 @@ def look_at():
 def train(plan):
     torch.manual_seed(4)
     model, vision = ImageToVideo(), trained_vision()
-    run = Run("i2v", model, plan, lr=1e-3)
+    run = Run("i2v", model, plan, lr=1e-3, muon=True)
     if not run.resume():
         run.log(f"UNet: {sum(p.numel() for p in model.unet.parameters()) / 1e6:.2f} M parameters")
     clips, own = Clips("i2v", vision), max(1, int(plan.batch * OWN))
@@ -180,14 +204,15 @@ def train(plan):
         drawn, fresh = clips.batch(free + path.turnover, run.steps).split(free)
         batch, sigma = drawn.joined(path.batch), torch.cat((draw_sigmas(free), path.sigma))
         x = torch.cat((noisy(drawn.z, sigma[:free]), path.x))
-        clean = cleaned(model, x, sigma, batch)
+        clean = cleaned(model, x, sigma, batch.told)
         path.advance(clean[free:].detach(), fresh)
         error, still = (clean - batch.z).square(), still_cells(batch.z)
         # On the path what moves has gone its own way, and being drawn back to the true one would only blur it.
         counted = torch.where(wide(on_path) & ~still, AWAY, 1.0)
         square = (error * counted).mean((1, 2, 3, 4)) * (sigma**2 + 1) / (sigma**2 + on_path)
-        flicker = (clean.diff(dim=1) * still).square().add(SMALL**2).sqrt().mean() - SMALL
-        return {"loss": square.mean() + FLICKER * flicker, "flicker": flicker, "own": error[free:].mean()}
+        flicker = size(clean.diff(dim=1) * still).mean((1, 2, 3, 4))
+        loss = square + FLICKER * HIDDEN / (sigma + HIDDEN) * flicker
+        return {"loss": loss.mean(), "flicker": flicker.mean(), "own": error[free:].mean()}
 
     run.follow(compute, look)
 

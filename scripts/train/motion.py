@@ -8,7 +8,7 @@ from draw import Scene, background, draw_scene, place, sprite, to_bytes
 from settings import FRAMES, rng
 from vocabulary import THINGS
 
-REACH = 0.55  # of `pose` at full motion: further, and a small model leaves patches behind what moves
+REACH = 0.33  # of `pose` at full motion: further, and a small model leaves patches behind what moves
 CYCLES = 0.6  # per second at full motion; at 4 frames a second a cycle still has over six frames
 SLOWEST, FASTEST = 4, 24  # frames per second
 

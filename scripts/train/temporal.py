@@ -11,12 +11,14 @@ from torch import nn
 
 from arithmetic import quick
 from clips import Clips
-from i2v import STEPS, ImageToVideo, Path, cleaned, still_cells
+from i2v import ImageToVideo, sampled, size, still_cells
 from settings import FRAMES
 from trainer import DEVICE, Run, command, half, load_mean
 from vae import NOISE, trained_decoder
 from vision import trained_vision
 
+POOL = 1024  # clips to learn from
+FLICKER = 1.0  # weight of changes where nothing does
 SHARE = 0.5  # of the branch in the blend: the sigmoid of the mix factor 0
 PLACES = ("mid_block.resnets.0", "up_blocks.0.resnets.0", "up_blocks.0.resnets.1", "up_blocks.1.resnets.0", "up_blocks.1.resnets.1")
 
@@ -56,25 +58,18 @@ def features(decoder, z, branches=None, frames=1):
     return x
 
 
-class Maker:
-    """Clips that the video model makes, each beside the true one."""
-
-    def __init__(self, count):
-        self.model, self.clips = ImageToVideo(), Clips("temporal", trained_vision())
-        load_mean("i2v", self.model)
-        self.model.to(DEVICE)
-        self.count = count
-        self.path = Path(self.clips.batch(count * STEPS, "path", dropped=0.0))
-
-    @torch.no_grad()
-    def pair(self, step):
-        """Latents [count, FRAMES, ...], made and true."""
-        path = self.path
-        clean = cleaned(self.model, path.x, path.sigma, path.batch)
-        ended = path.place.argsort()[-self.count :]
-        made, true = clean[ended], path.batch.z[ended]
-        path.advance(clean, self.clips.batch(self.count, step, dropped=0.0))
-        return made, true
+@torch.no_grad()
+def made_clips(count, batch=16):
+    """What the video model makes of `count` clips, and what it should have made: latents [count, FRAMES, ...]."""
+    model, clips = ImageToVideo(), Clips("temporal", trained_vision())
+    load_mean("i2v", model)
+    model.to(DEVICE)
+    made, true = [], []
+    for step in range(-(-count // batch)):
+        drawn = clips.batch(batch, step, dropped=0.0)
+        made.append(sampled(model, drawn.told, torch.randn_like(drawn.z)))
+        true.append(drawn.z)
+    return torch.cat(made), torch.cat(true)
 
 
 def train(plan):
@@ -82,12 +77,14 @@ def train(plan):
     decoder = trained_decoder().requires_grad_(False)
     model = TemporalBranches(decoder)
     run = Run("temporal", model, plan, lr=1e-3, decay=0.995)
-    run.resume()
-    maker = Maker(plan.batch)
-    scale = features(decoder, maker.pair("scale")[1].flatten(0, 1)).std()
+    if run.resume() and run.progress >= 1:
+        return
+    pool = made_clips(POOL)
+    scale = features(decoder, pool[1][:8].flatten(0, 1)).std()
 
     def compute():
-        made, true = maker.pair(run.steps)
+        chosen = torch.randint(POOL, (plan.batch,), device=DEVICE)
+        made, true = (clips[chosen] for clips in pool)
         noise = NOISE * torch.rand(plan.batch, 1, 1, 1, 1, device=DEVICE).square() * torch.randn_like(made)
         z = (made + noise).flatten(0, 1)
         with half():
@@ -98,8 +95,9 @@ def train(plan):
         # What moves stays as it was made: drawn to where it should be, it would only blur.
         right, plain, got = (x.unflatten(0, (-1, FRAMES)) / scale for x in (right, plain, got))
         error = got - torch.where(still > 0, right, plain)
-        changes = (error.diff(dim=1) * still).square().mean()
-        return {"loss": error.square().mean() + 8 * changes, "changes": changes, "without": ((plain - right).diff(dim=1) * still).square().mean()}
+        # As a sum of sizes, not of squares: the little that shakes everywhere is seen as much as the much beside what moves.
+        changes, before = (size(x.diff(dim=1) * still).mean() for x in (error, plain - right))
+        return {"loss": error.square().mean() + FLICKER * changes, "changes": changes, "without": before}
 
     run.follow(compute)
 

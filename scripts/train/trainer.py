@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from muon import Muon, split
 from settings import CACHE, RUNS, SEED
 
 LOOK_SECONDS = 1200
@@ -80,17 +81,19 @@ class Plan:
 
 
 class Run:
-    """A model with its optimiser, running mean and place on disk."""
+    """A model with its optimisers, running mean and place on disk."""
 
-    def __init__(self, name, model, plan, lr, decay=0.999, weight_decay=1e-2):
+    def __init__(self, name, model, plan, lr, decay=0.999, weight_decay=1e-2, muon=False):
         self.model, self.plan, self.decay = model.to(DEVICE), plan, decay
         self.lr = lr * plan.scale * (plan.batch / plan.usual) ** 0.25
         self.folder = RUNS / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.rate = torch.zeros((), device=DEVICE) if plan.graph else 0.0
-        self.options = {"lr": self.rate} | ({"fused": True, "capturable": True} if plan.graph else {})
-        self.optimiser = torch.optim.AdamW(self.parameters, betas=(0.9, 0.99), weight_decay=weight_decay, **self.options)
+        self.options = {"fused": True, "capturable": True} if plan.graph else {}
+        hidden, others = split(self.parameters) if muon else ([], self.parameters)
+        adam = torch.optim.AdamW(others, self.rate, betas=(0.9, 0.99), weight_decay=weight_decay, **self.options)
+        self.optimisers = [adam, *([Muon(hidden, self.rate, weight_decay, torch.bfloat16 if BF16 else torch.float32)] if hidden else [])]
         self.mean = [p.detach().clone() for p in self.parameters]
         self.seen = self.steps = self.logged_steps = 0
         self.sums, self.events = {}, []
@@ -119,11 +122,10 @@ class Run:
         state = torch.load(self.state_path, weights_only=True, map_location=DEVICE)
         if "model" in state:
             self.model.load_state_dict(state["model"])
-            for group in state["optimiser"]["param_groups"]:  # it may have been another kind of device
-                group.update({"fused": None, "capturable": False} | self.options)
-            self.optimiser.load_state_dict(state["optimiser"])
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.rate
+            for own, kept in zip(self.optimisers, state.get("optimisers", ())):
+                own.load_state_dict(kept)
+                for group in own.param_groups:  # it may have been another kind of device
+                    group.update({"fused": None, "capturable": False, "lr": self.rate} | self.options)
             self.mean = state["mean"]
         else:
             load_mean(self.folder.name, self.model)
@@ -134,7 +136,7 @@ class Run:
         return True
 
     def save(self):
-        state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "mean": self.mean}
+        state = {"model": self.model.state_dict(), "optimisers": [o.state_dict() for o in self.optimisers], "mean": self.mean}
         write_state(self.state_path, state | {"seen": self.seen, "steps": self.steps})
         self.saved = time.time()
 
@@ -147,15 +149,16 @@ class Run:
                 mean.copy_(kept)
 
     def backward(self, losses):
-        """Gradients and one step of the optimiser, which a gradient that is not finite skips; `losses` without their graph."""
-        self.optimiser.zero_grad(set_to_none=True)
+        """Gradients and one step of the optimisers, which a gradient that is not finite skips; `losses` without their graph."""
+        self.model.zero_grad(set_to_none=True)
         losses["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        if self.plan.graph:  # decided on the GPU, without waiting for it
-            self.optimiser.grad_scale, self.optimiser.found_inf = None, (~torch.isfinite(norm)).float()
-            self.optimiser.step()
-        elif torch.isfinite(norm):
-            self.optimiser.step()
+        for optimiser in self.optimisers:
+            if self.plan.graph:  # decided on the GPU, without waiting for it
+                optimiser.grad_scale, optimiser.found_inf = None, (~torch.isfinite(norm)).float()
+                optimiser.step()
+            elif torch.isfinite(norm):
+                optimiser.step()
         return {key: value.detach().float() for key, value in losses.items()}
 
     def captured(self, compute):
@@ -168,7 +171,7 @@ class Run:
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             losses = self.backward(compute())
 
@@ -211,8 +214,9 @@ class Run:
         if self.plan.graph:
             self.rate.fill_(value)
         else:
-            for group in self.optimiser.param_groups:
-                group["lr"] = value
+            for optimiser in self.optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = value
 
     def keep_pace(self):
         """Lets the GPU fall two steps behind, not more."""
@@ -272,13 +276,6 @@ def load_mean(name, model):
             own.copy_(mean)
     model.eval()
     return state["seen"]
-
-
-def slim(name):
-    """Of a run's state what `load_mean` needs, in f16: what is worth carrying from one machine to another."""
-    state = torch.load(RUNS / name / "state.pt", weights_only=True, mmap=True, map_location="cpu")
-    kept = {k: v.clone() for k, v in state["model"].items() if "running_" in k or "num_batches" in k}
-    return {"mean": [m.half() for m in state["mean"]], "buffers": kept, "seen": state["seen"], "steps": state["steps"]}
 
 
 def cpu_seconds():

@@ -404,13 +404,13 @@ fn the_default_model_moves_a_picture() {
     });
     let motion_of = |motion: u32| {
         let frames = 14;
-        let (guidance, size) = (1.0, 128);
+        let (guidance, size) = (1.15, 128);
         let request = VideoRequest {
             image: ball.clone(),
             frames,
             width: size,
             height: size,
-            steps: 6,
+            steps: 3,
             fps: 7,
             motion,
             noise_aug: 0.02,
