@@ -110,8 +110,8 @@ fn the_built_in_pair_is_unpacked_as_it_was_shipped() {
     assert!(image.video.is_none());
     let model = bench.library.default(VIDEO).unwrap();
     let video = model.video().unwrap();
-    assert_eq!((video.frames, video.model_fps, video.native_fps, video.motion), (14, 7, 2.5, 64));
-    assert_eq!((video.min_guidance, video.max_guidance), (1.0, 1.0));
+    assert_eq!((video.frames, video.model_fps, video.native_fps, video.motion), (14, 7, 2.5, 127));
+    assert_eq!((model.manifest.steps, video.min_guidance, video.max_guidance), (3, 1.15, 1.15));
     let played = f64::from(video.frames - 1) / video.native_fps;
     assert!(f64::from(video.max_runs) * played >= 60.0, "enough runs for the longest job");
     assert!(bench.library.default(IMAGE).unwrap().video().is_err());
