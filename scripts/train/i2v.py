@@ -100,6 +100,11 @@ def cleaned(predict, x, sigma, told):
     return x / (s**2 + 1) - v * s / (s**2 + 1).sqrt()
 
 
+def stepped(x, clean, here, there):
+    """An Euler step from one sigma to the next."""
+    return clean + there / here * (x - clean)
+
+
 def sampler_sigmas():
     """From the largest to 0."""
     plan = scheduler()
@@ -114,7 +119,7 @@ def sampled(model, told, noise):
     x = noise * (sigmas[0] ** 2 + 1).sqrt()
     for here, there in zip(sigmas, sigmas[1:]):
         clean = cleaned(model.guided, x, here.expand(len(x)), told)
-        x = clean + there / here * (x - clean)
+        x = stepped(x, clean, here, there)
     return x
 
 
@@ -165,7 +170,7 @@ class Path:
         In place, since a CUDA graph reads where it has read before.
         """
         here, there = wide(self.sigma), wide(self.sigmas[self.place + 1])
-        self.x.copy_(clean + there / here * (self.x - clean))
+        self.x.copy_(stepped(self.x, clean, here, there))
         self.place.copy_((self.place + 1) % STEPS)
         begun = (self.sigmas[0] ** 2 + 1).sqrt() * torch.randn_like(self.x)
         for own, other in ((self.x, begun), *((own, new[self.successor]) for own, new in zip(self.batch.parts(), fresh.parts()))):
