@@ -7,8 +7,8 @@
 //! step_done=kill,skip=2,once=/tmp/died;trailer=error:ENOSPC;trace=/tmp/hits
 //! ```
 //!
-//! An action is `kill`, `abort`, `freeze` (SIGSTOP), `panic`, `stall:MILLISECONDS` or `error:NAME`, an error of the
-//! system (`ENOSPC`, `EIO`, `EACCES`) or any other word. `skip=N` lets N visits pass. `once=FILE` acts for whoever
+//! An action is `kill`, `abort`, `freeze` (SIGSTOP), `panic`, `stall:MILLISECONDS`, `hold:FILE`, which lasts until there
+//! is that file, or `error:NAME`, an error of the system (`ENOSPC`, `EIO`, `EACCES`) or any other word. `skip=N` lets N visits pass. `once=FILE` acts for whoever
 //! makes the file, which then holds its process id, so that the process that comes next lives. `trace=FILE` writes down every visit: milliseconds since
 //! 1970, process, place.
 
@@ -96,6 +96,7 @@ mod armed {
         Abort,
         Panic,
         Stall(Duration),
+        Hold(PathBuf),
         Error(String),
     }
 
@@ -143,6 +144,7 @@ mod armed {
             ("abort", "") => Some(Action::Abort),
             ("panic", "") => Some(Action::Panic),
             ("stall", time) => time.parse().ok().map(Duration::from_millis).map(Action::Stall),
+            ("hold", file) if !file.is_empty() => Some(Action::Hold(PathBuf::from(file))),
             ("error", name) if !name.is_empty() => Some(Action::Error(name.to_owned())),
             _ => None,
         }
@@ -183,6 +185,12 @@ mod armed {
                     std::thread::sleep(*time);
                     Ok(())
                 }
+                Action::Hold(file) => {
+                    while !file.exists() {
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                    Ok(())
+                }
                 Action::Error(name) => Err(match name.as_str() {
                     "ENOSPC" => io::Error::from_raw_os_error(libc::ENOSPC),
                     "EIO" => io::Error::from_raw_os_error(libc::EIO),
@@ -204,9 +212,14 @@ mod armed {
             assert_eq!((first.skip, first.once.as_deref()), (2, Some("/tmp/x".as_ref())));
             assert_eq!(first.action, Action::Signal(libc::SIGKILL));
             assert_eq!(second.action, Action::Error("ENOSPC".to_owned()));
-            for bad in
-                ["step_done", "nowhere=kill", "trailer=die", "trailer=kill,often", "sealed=stall:x"]
-            {
+            for bad in [
+                "step_done",
+                "nowhere=kill",
+                "trailer=die",
+                "trailer=kill,often",
+                "sealed=stall:x",
+                "sealed=hold",
+            ] {
                 assert!(parse(bad).is_err(), "{bad}");
             }
         }
@@ -220,6 +233,18 @@ mod armed {
             let outcomes: Vec<bool> = (0..4).map(|_| plan.traps[0].visit().is_ok()).collect();
             assert_eq!(outcomes, [true, false, true, true]);
             assert!(once.is_file());
+        }
+
+        #[test]
+        fn a_hold_lasts_until_its_file_is_there() {
+            let folder = tempfile::tempdir().unwrap();
+            let go = folder.path().join("go");
+            let plan = parse(&format!("sealed=hold:{}", go.display())).unwrap();
+            let held = std::thread::spawn(move || plan.traps[0].visit());
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!held.is_finished());
+            File::create(go).unwrap();
+            assert!(held.join().unwrap().is_ok());
         }
     }
 }

@@ -144,7 +144,8 @@ impl Fleet {
         panic!("thirty jobs, and none went that way");
     }
 
-    /// Submits an image, under the queue's own name; gives the process that is in the middle of it.
+    /// Submits an image, under the queue's own name; gives the process that is in the middle of it, and stays there
+    /// until [`Self::go`] where the workers hold.
     fn begin_image(&mut self) -> u32 {
         let flags = ["--job", "image", "--size", "64x64", "--steps", "150", "--seed", "7"];
         let flags = [&["submit", "a red ball", "--id", &self.queue], &flags[..]];
@@ -154,6 +155,11 @@ impl Fleet {
             let denoises = detail["stage"] == "denoise" && detail["done"].as_u64() > Some(2);
             fleet.at("gen_image").filter(|_| denoises)
         })
+    }
+
+    /// Lets go on whoever holds.
+    fn go(&self) {
+        File::create(self.machine.path("go")).unwrap();
     }
 
     fn status(&self) -> Value {
@@ -228,9 +234,24 @@ impl Drop for Fleet {
     }
 }
 
-fn own_store(command: &mut Command, index: usize) {
+/// The first of the workers that comes to `point`, after so many visits, stays there until [`Fleet::go`] however fast it
+/// is; in a build that knows no faults nobody does.
+fn hold(command: &mut Command, point: &str, skip: u32) {
+    if cfg!(feature = "failpoints") {
+        let [go, held] = ["go", "held"].map(|name| beside_data(command, name));
+        let fault = format!("{point}=hold:{},skip={skip},once={}", go.display(), held.display());
+        command.env("GENVIDEO_FAILPOINTS", fault);
+    }
+}
+
+/// A path of the machine that a command is for.
+fn beside_data(command: &Command, name: &str) -> PathBuf {
     let data = command.get_envs().find(|(name, _)| *name == "GENVIDEO_DATA_DIR");
-    let data = PathBuf::from(data.unwrap().1.unwrap()).with_file_name(format!("data-{index}"));
+    PathBuf::from(data.unwrap().1.unwrap()).with_file_name(name)
+}
+
+fn own_store(command: &mut Command, index: usize) {
+    let data = beside_data(command, &format!("data-{index}"));
     command.env("GENVIDEO_DATA_DIR", data).env("GENVIDEO_SHARED_STORE", "0");
 }
 
@@ -256,7 +277,12 @@ fn a_job_stays_with_the_worker_that_has_its_files() {
 
 #[test]
 fn a_job_whose_worker_is_gone_for_good_is_made_by_another() {
-    let mut fleet = Fleet::apart(2, "3s").all_there();
+    let fleet = Fleet::with(2, &[], &|command, index| {
+        own_store(command, index);
+        // With the model of the video.
+        hold(command, "model_loaded", 1);
+    });
+    let mut fleet = fleet.all_there();
     fleet.submit_video();
     let first = fleet.wait("a worker at the video", |fleet| fleet.at("gen_video"));
     fleet.kill(first);
@@ -279,7 +305,7 @@ fn a_worker_goes_on_where_a_killed_one_was() {
 
 /// Kills one of two workers at an image; the other one ends it.
 pub(crate) fn goes_on(settings: &[(String, String)]) {
-    let mut fleet = Fleet::new(2, settings);
+    let mut fleet = Fleet::with(2, settings, &|command, _| hold(command, "step_done", 3));
     fleet.wait("both workers", |fleet| (fleet.list().len() == 2).then_some(()));
     for worker in fleet.list() {
         let identity = worker["identity"].as_str().unwrap();
@@ -318,7 +344,11 @@ fn a_job_with_a_given_image_goes_to_the_host_that_has_it() {
 
 #[test]
 fn a_worker_takes_one_stage_for_its_device_however_many_queues_that_has() {
-    let mut fleet = Fleet::apart(2, "3s").all_there();
+    let fleet = Fleet::with(2, &[], &|command, index| {
+        own_store(command, index);
+        hold(command, "step_done", 3);
+    });
+    let mut fleet = fleet.all_there();
     let (busy, free) = (fleet.workers[0].0.id(), fleet.workers[1].0.id());
     // It has its image on one host, whose own queue it goes to.
     let redrawn = ["--image", &fleet.picture(), "--strength", "1", "--steps", "150"];
@@ -334,22 +364,28 @@ fn a_worker_takes_one_stage_for_its_device_however_many_queues_that_has() {
         fleet.watch(&id);
         let made = fleet.stages(&id).into_iter().find(|(name, _)| name == "gen_image").unwrap();
         assert_eq!(made.1, free);
-        assert_eq!(fleet.at("gen_image"), Some(busy), "the first job ended too soon for this test");
+        assert_eq!(fleet.at("gen_image"), Some(busy));
     }
+    fleet.go();
     fleet.watch(&fleet.queue);
 }
 
 #[test]
 fn a_stage_that_waits_for_the_device_of_its_worker_says_so() {
-    let mut fleet = Fleet::apart(1, "60s").all_there();
+    let fleet = Fleet::with(1, &[], &|command, index| {
+        own_store(command, index);
+        hold(command, "step_done", 3);
+    });
+    let mut fleet = fleet.all_there();
     fleet.begin_image();
     let id = format!("{}-waits", fleet.queue);
     fleet.submit(&id, "data-0", &[&IMAGE[..], &["--image", &fleet.picture()]].concat());
     fleet.wait("a stage that waits", |fleet| {
-        assert_eq!(fleet.status()["status"], "RUNNING", "the first job ended too soon");
+        assert_eq!(fleet.status()["status"], "RUNNING");
         let status = fleet.machine.objects(&fleet.with_server(&["status", &id])).swap_remove(0);
         (status["message"] == "image: waiting for another stage to end").then_some(())
     });
+    fleet.go();
     fleet.watch(&id);
     fleet.watch(&fleet.queue);
 }
@@ -448,10 +484,11 @@ pub(crate) fn outlives_an_outage(
     begin: impl FnOnce(),
     end: impl FnOnce(),
 ) {
-    let mut fleet = Fleet::new(1, settings);
+    let mut fleet = Fleet::with(1, settings, &|command, _| hold(command, "step_done", 3));
     fleet.wait("the worker", |fleet| (fleet.list().len() == 1).then_some(()));
     fleet.begin_image();
     begin();
+    fleet.go();
     fleet.wait("the fifth attempt", |fleet| {
         let status = fleet.status();
         assert_ne!(status["status"], "FAILED", "{status}");
