@@ -21,7 +21,7 @@ LEAST = 0.01  # in training
 COURSE = 3.0  # above it the noise hides everything but the told first frame
 STEPS, GUIDANCE = 3, 1.15  # where a thing will be follows from the first frame, so further steps only break its edges
 AWAY = 0.25  # what an error counts on the path where something moves
-FLICKER = 6.0  # weight of changes where nothing does, without noise
+FLICKER = 8.0  # weight of changes where nothing does, without noise
 HIDDEN = 0.5  # the noise at which they count half as much
 OWN = 0.5  # share of a batch that comes from the sampler's own path
 
@@ -139,6 +139,14 @@ def still_cells(z):
     return (z - z[:, :1]).abs().amax((1, 2), keepdim=True) < 1e-3
 
 
+def channel_weights():
+    """How much a change of each channel counts, 1 on average: its variance.
+
+    A change of the strong ones is one of a block's colour and is seen; the decoder takes little of the others for noise.
+    """
+    return torch.from_numpy(encoder.load()["deviation"]).square().view(-1, 1, 1).to(DEVICE)
+
+
 def size(x, small=0.01):
     """Absolute values, but smooth under `small`."""
     return (x.square() + small**2).sqrt() - small
@@ -197,6 +205,7 @@ def train(plan):
     free = plan.batch - own
     path = Path(clips.batch(own, "path"))
     on_path = torch.arange(plan.batch, device=DEVICE) >= free
+    weights = channel_weights()
 
     def look():
         if (RUNS / "vae" / "state.pt").exists():
@@ -215,7 +224,7 @@ def train(plan):
         # On the path what moves has gone its own way, and being drawn back to the true one would only blur it.
         counted = torch.where(wide(on_path) & ~still, AWAY, 1.0)
         square = (error * counted).mean((1, 2, 3, 4)) * (sigma**2 + 1) / (sigma**2 + on_path)
-        flicker = size(clean.diff(dim=1) * still).mean((1, 2, 3, 4))
+        flicker = (weights * size(clean.diff(dim=1) * still)).mean((1, 2, 3, 4))
         loss = square + FLICKER * HIDDEN / (sigma + HIDDEN) * flicker
         return {"loss": loss.mean(), "flicker": flicker.mean(), "own": error[free:].mean()}
 
