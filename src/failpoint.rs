@@ -8,9 +8,9 @@
 //! ```
 //!
 //! An action is `kill`, `abort`, `freeze` (SIGSTOP), `panic`, `stall:MILLISECONDS`, `hold:FILE`, which lasts until there
-//! is that file, or `error:NAME`, an error of the system (`ENOSPC`, `EIO`, `EACCES`) or any other word. `skip=N` lets N visits pass. `once=FILE` acts for whoever
-//! makes the file, which then holds its process id, so that the process that comes next lives. `trace=FILE` writes down every visit: milliseconds since
-//! 1970, process, place.
+//! is that file, or `error:NAME`, an error of the system (`ENOSPC`, `EIO`, `EACCES`) or any other word. `skip=N` lets N
+//! visits pass. `once=FILE` acts for whoever makes the file, which then holds its process id, so that the process that
+//! comes next lives. `trace=FILE` writes down every visit: milliseconds since 1970, process, place.
 
 use std::io;
 
