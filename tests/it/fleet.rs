@@ -43,6 +43,15 @@ impl Fleet {
         })
     }
 
+    /// Workers with stores of their own, of which the first that comes to a place stays there: see [`hold`].
+    fn held(count: usize, point: &str, skip: u32) -> Self {
+        let fleet = Self::with(count, &[], &|command, index| {
+            own_store(command, index);
+            hold(command, point, skip);
+        });
+        fleet.all_there()
+    }
+
     /// Workers that may take so much memory, on one store.
     fn sized(limits: &[&str]) -> Self {
         let fleet = Self::with(limits.len(), &[], &|command, index| {
@@ -282,12 +291,8 @@ fn a_job_stays_with_the_worker_that_has_its_files() {
 
 #[test]
 fn a_job_whose_worker_is_gone_for_good_is_made_by_another() {
-    let fleet = Fleet::with(2, &[], &|command, index| {
-        own_store(command, index);
-        // With the model of the video.
-        hold(command, "model_loaded", 1);
-    });
-    let mut fleet = fleet.all_there();
+    // With the model of the video, the second one that is loaded.
+    let mut fleet = Fleet::held(2, "model_loaded", 1);
     fleet.submit_video();
     let first = fleet
         .wait("a worker at the video", |fleet| fleet.at("gen_video").filter(|_| fleet.holds()));
@@ -350,11 +355,7 @@ fn a_job_with_a_given_image_goes_to_the_host_that_has_it() {
 
 #[test]
 fn a_worker_takes_one_stage_for_its_device_however_many_queues_that_has() {
-    let fleet = Fleet::with(2, &[], &|command, index| {
-        own_store(command, index);
-        hold(command, "step_done", 3);
-    });
-    let mut fleet = fleet.all_there();
+    let mut fleet = Fleet::held(2, "step_done", 3);
     let (busy, free) = (fleet.workers[0].0.id(), fleet.workers[1].0.id());
     // It has its image on one host, whose own queue it goes to.
     let redrawn = ["--image", &fleet.picture(), "--strength", "1", "--steps", "150"];
@@ -378,11 +379,7 @@ fn a_worker_takes_one_stage_for_its_device_however_many_queues_that_has() {
 
 #[test]
 fn a_stage_that_waits_for_the_device_of_its_worker_says_so() {
-    let fleet = Fleet::with(1, &[], &|command, index| {
-        own_store(command, index);
-        hold(command, "step_done", 3);
-    });
-    let mut fleet = fleet.all_there();
+    let mut fleet = Fleet::held(1, "step_done", 3);
     fleet.begin_image();
     let id = format!("{}-waits", fleet.queue);
     fleet.submit(&id, "data-0", &[&IMAGE[..], &["--image", &fleet.picture()]].concat());

@@ -118,6 +118,8 @@ async fn check_cancel_while_queued(by: By) {
     cancel(&lab, &second, by).await;
     lab.cancelled(&second).await;
     lab.replay(&second, &name).await;
+    let first_now = lab.jobs.outcome(&first).await.expect("an answer");
+    assert_eq!(first_now, None, "the job before it goes on");
     held.release();
     lab.reach(&first, "denoising", |progress| is_at(progress, "denoise")).await;
     cancel(&lab, &first, by).await;
